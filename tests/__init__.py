@@ -1,0 +1,1 @@
+"""Tests, one folder per package; `tests.reference` is shared with the benchmarks."""
