@@ -1,5 +1,18 @@
 """Dependency graphs of torch models: which parameter dimensions must shrink together."""
 
 from depgraph.errors import DepgraphError
+from depgraph.graph import DependencyGraph, count_macs, trace
+from depgraph.groups import Group, Member
+from depgraph.plan import Plan
+from depgraph.propagate import rule
 
-__all__ = ["DepgraphError"]
+__all__ = [
+    "DependencyGraph",
+    "DepgraphError",
+    "Group",
+    "Member",
+    "Plan",
+    "count_macs",
+    "rule",
+    "trace",
+]

@@ -1,0 +1,149 @@
+"""What a dimension is made of: a product of atoms and concatenations, as plain data."""
+
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+
+@dataclass(eq=False)
+class Atom:
+    """An indivisible factor of a dimension.
+
+    Attributes
+    ----------
+    size : int
+        Number of indices, at least 2.
+    frozen : str or None
+        Why no index of it may be removed; None when they may.
+    bound : Axis or None
+        What the atom was found to be equal to; None for a root.
+    """
+
+    size: int
+    frozen: str | None = None
+    bound: Axis | None = None
+
+    def __repr__(self) -> str:
+        return f"<{self.size}{'!' if self.frozen else ''}>"
+
+
+@dataclass(frozen=True, eq=False)
+class Concat:
+    """Axes laid end to end along one dimension."""
+
+    parts: tuple[Axis, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of indices."""
+        return sum(axis_size(part) for part in self.parts)
+
+    def __repr__(self) -> str:
+        return "(" + " ++ ".join(map(str, self.parts)) + ")"
+
+
+Factor = Atom | Concat
+Axis = tuple[Factor, ...]
+"""A product of factors, major first; the empty product is a dimension of size 1."""
+
+
+def axis_size(axis: Axis, sizes: Mapping[Atom, int] | None = None) -> int:
+    """Number of indices of a resolved axis, with some atoms at other sizes."""
+    return prod(factor_size(factor, sizes) for factor in axis)
+
+
+def factor_size(factor: Factor, sizes: Mapping[Atom, int] | None = None) -> int:
+    """Number of indices of one factor, with some atoms at other sizes."""
+    if isinstance(factor, Concat):
+        return sum(axis_size(part, sizes) for part in factor.parts)
+    return factor.size if sizes is None else sizes.get(factor, factor.size)
+
+
+def axis_atoms(axis: Axis) -> Iterator[Atom]:
+    """Atoms of a resolved axis, major first, with repetition."""
+    for factor in axis:
+        if isinstance(factor, Concat):
+            for part in factor.parts:
+                yield from axis_atoms(part)
+        else:
+            yield factor
+
+
+def kept_indices(axis: Axis, kept: Mapping[Atom, Tensor]) -> Tensor:
+    """Indices of the dimension that stay when each atom keeps the given units.
+
+    Parameters
+    ----------
+    axis : Axis
+        Resolved.
+    kept : mapping from Atom to LongTensor
+        Units kept, ascending; an atom left out keeps all.
+
+    Returns
+    -------
+    LongTensor
+        Indices into the dimension, in its own order.
+    """
+    indices = torch.zeros(1, dtype=torch.long)
+    for factor in axis:
+        if isinstance(factor, Concat):
+            pieces, offset = [], 0
+            for part in factor.parts:
+                pieces.append(kept_indices(part, kept) + offset)
+                offset += axis_size(part)
+            units = torch.cat(pieces)
+        else:
+            units = kept.get(factor, torch.arange(factor.size))
+        indices = (indices[:, None] * factor_size(factor) + units).flatten()
+    return indices
+
+
+def unit_positions(axis: Axis, atom: Atom) -> Tensor:
+    """Where each unit of an atom lies along a dimension.
+
+    Parameters
+    ----------
+    axis : Axis
+        Resolved.
+    atom : Atom
+        Occurs in the axis at least once.
+
+    Returns
+    -------
+    LongTensor, shape (atom.size, k)
+        Row ``u`` holds the indices of the dimension that belong to unit ``u``.
+    """
+    labels = _unit_labels(axis, atom)
+    order = torch.argsort(labels, stable=True)
+    return order[(labels < 0).sum() :].reshape(atom.size, -1)
+
+
+def _unit_labels(axis: Axis, atom: Atom) -> Tensor:
+    """Unit of ``atom`` at each index of the dimension, -1 where the index belongs to none."""
+    labels = torch.full((1,), -1, dtype=torch.long)
+    for factor in axis:
+        if factor is atom:
+            own = torch.arange(atom.size)
+        elif isinstance(factor, Concat):
+            own = torch.cat([_unit_labels(part, atom) for part in factor.parts])
+        else:
+            own = torch.full((factor.size,), -1, dtype=torch.long)
+        labels = torch.maximum(labels[:, None], own).flatten()
+    return labels
+
+
+def same(left: Axis, right: Axis) -> bool:
+    """Whether two resolved axes are the same product of the same atoms."""
+    return len(left) == len(right) and all(map(_same_factor, left, right))
+
+
+def _same_factor(f: Factor, g: Factor) -> bool:
+    if isinstance(f, Concat) and isinstance(g, Concat):
+        return len(f.parts) == len(g.parts) and all(map(same, f.parts, g.parts))
+    return f is g

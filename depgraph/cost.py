@@ -1,0 +1,94 @@
+"""Multiply-accumulates as products of axes, so that the cost of a plan needs no forward."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import prod
+
+from torch import fx
+
+from depgraph.axes import Atom, Axis, axis_size
+from depgraph.propagate import Propagation, arguments, op_name
+from depgraph.trace import shape
+
+Term = tuple[Axis, ...]
+
+
+def mac_terms(p: Propagation) -> list[Term]:
+    """One product of axes for each matrix product, convolution and attention of the trace.
+
+    Parameters
+    ----------
+    p : Propagation
+        After its run.
+
+    Returns
+    -------
+    list of Term
+        Their sizes' products add up to the multiply-accumulates of one forward at the traced
+        batch. Biases, norms, activations and softmax are not counted, as is usual.
+    """
+    terms: list[Term] = []
+    for node in p.trace.nodes:
+        if node.op == "call_function" and op_name(node) in _COUNTED:
+            terms.extend(_COUNTED[op_name(node)](p, node))
+    return terms
+
+
+def _linear(p: Propagation, node: fx.Node) -> list[Term]:
+    return [(*p.axes(node), p.axes(arguments(node)["weight"])[1])]
+
+
+def _matmul(p: Propagation, node: fx.Node) -> list[Term]:
+    return [(*p.axes(node), p.axes(node.all_input_nodes[0])[-1])]
+
+
+def _addmm(p: Propagation, node: fx.Node) -> list[Term]:
+    return [(*p.axes(node), p.axes(arguments(node)["mat1"])[-1])]
+
+
+def _convolution(p: Propagation, node: fx.Node) -> list[Term]:
+    a = arguments(node)
+    weight = p.axes(a["weight"])
+    # A transposed convolution does its kernel's work once per input position, not per output.
+    places = p.axes(a["input"]) if a.get("transposed") else p.axes(node)
+    return [(*places, *weight[1:])]
+
+
+def _attention(p: Propagation, node: fx.Node) -> list[Term]:
+    a = arguments(node)
+    q, k, v = (p.axes(a[name]) for name in ("query", "key", "value"))
+    return [(*q, k[-2]), (*q[:-1], k[-2], v[-1])]
+
+
+_COUNTED = {
+    "aten.linear": _linear,
+    "aten.matmul": _matmul,
+    "aten.mm": _matmul,
+    "aten.bmm": _matmul,
+    "aten.addmm": _addmm,
+    "aten.conv1d": _convolution,
+    "aten.conv2d": _convolution,
+    "aten.conv3d": _convolution,
+    "aten.convolution": _convolution,
+    "aten.scaled_dot_product_attention": _attention,
+}
+
+
+def total_macs(terms: Sequence[Term], sizes: Mapping[Atom, int], batch: int) -> int:
+    """Multiply-accumulates of one sample when the atoms have these sizes."""
+    return sum(prod(axis_size(axis, sizes) for axis in term) for term in terms) // batch
+
+
+def total_params(p: Propagation, sizes: Mapping[Atom, int]) -> int:
+    """Number of scalars in the parameters, tied ones once."""
+    return sum(
+        prod(axis_size(axis, sizes) for axis in p.axes(p.trace.tensors[name]))
+        for name in p.trace.parameters
+    )
+
+
+def value_shape(p: Propagation, node: fx.Node, sizes: Mapping[Atom, int]) -> tuple[int, ...]:
+    """Shape that a value has when the atoms have these sizes."""
+    axes = p.axes(node)
+    return tuple(axis_size(axis, sizes) for axis in axes) if axes else shape(node)

@@ -1,0 +1,266 @@
+"""The dependency graph of a model: its groups, what a choice of units costs, and plans."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from os import PathLike
+from typing import Any
+
+import networkx as nx
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from depgraph import rules  # noqa: F401  (registers the rules)
+from depgraph._networkx import build_networkx, write_graphml
+from depgraph.axes import Atom
+from depgraph.cost import mac_terms, total_macs, total_params
+from depgraph.errors import DepgraphError
+from depgraph.groups import Group, find_groups
+from depgraph.plan import Plan, axis_spec, check_units
+from depgraph.propagate import Propagation
+from depgraph.trace import Trace, shape, trace_forward
+
+
+class DependencyGraph:
+    """Which parameter dimensions of a model must shrink together.
+
+    Made by `trace`; holds structure only, no weights.
+
+    Attributes
+    ----------
+    groups : tuple of Group
+        Prunable and frozen ones.
+    num_params, macs : int
+        Of the model as traced; multiply-accumulates for batch 1.
+    """
+
+    def __init__(self, traced: Trace) -> None:
+        self.traced = traced
+        self.propagation = Propagation(traced)
+        self.propagation.run()
+        self.groups: tuple[Group, ...] = find_groups(self.propagation)
+        self._by_name = {group.name: group for group in self.groups}
+        self._terms = mac_terms(self.propagation)
+        self.num_params, self.macs = self.cost({})
+
+    def __repr__(self) -> str:
+        return f"<DependencyGraph: {len(self.prunable)} prunable of {len(self.groups)} groups>"
+
+    @cached_property
+    def prunable(self) -> tuple[Group, ...]:
+        """The groups that are not frozen."""
+        return tuple(group for group in self.groups if group.frozen is None)
+
+    def group(self, name: str) -> Group:
+        """The group of that name.
+
+        Parameters
+        ----------
+        name : str
+
+        Returns
+        -------
+        Group
+
+        Raises
+        ------
+        DepgraphError
+            When there is none; the message offers near names.
+        """
+        if name not in self._by_name:
+            near = difflib.get_close_matches(name, self._by_name, n=3) or list(self._by_name)[:3]
+            raise DepgraphError(f"there is no group '{name}'; did you mean {', '.join(near)}?")
+        return self._by_name[name]
+
+    def cost(self, sizes: Mapping[str, int]) -> tuple[int, int]:
+        """Parameters and multiply-accumulates (batch 1) when groups have these sizes.
+
+        Parameters
+        ----------
+        sizes : mapping of str to int
+            Units left of each group; a group left out has its full size.
+
+        Returns
+        -------
+        num_params, macs : int
+
+        Notes
+        -----
+        Evaluates products of sizes; linear in the number of ops, independent of widths.
+        """
+        atoms = {self.group(name)._atom: size for name, size in sizes.items()}
+        macs = total_macs(self._terms, atoms, self.traced.batch)
+        return total_params(self.propagation, atoms), macs
+
+    def plan(self, kept: Mapping[str, Sequence[int] | Tensor]) -> Plan:
+        """A plan that keeps these units.
+
+        Parameters
+        ----------
+        kept : mapping of str to sequence of int or Tensor
+            Units to keep of each group; a group left out keeps all.
+
+        Returns
+        -------
+        Plan
+
+        Raises
+        ------
+        DepgraphError
+            For an unknown or frozen group, and for units that are out of range, repeated or none.
+        """
+        chosen: dict[str, tuple[int, ...]] = {}
+        for name, units in kept.items():
+            group = self.group(name)
+            numbers = check_units(name, group.size, units)
+            if len(numbers) == group.size:
+                continue
+            if group.frozen is not None:
+                raise DepgraphError(
+                    f"group '{name}' is frozen ({group.frozen}); keep all of its units"
+                )
+            chosen[name] = numbers
+        params, macs = self.cost({name: len(units) for name, units in chosen.items()})
+        names = {group._atom: group.name for group in self.prunable}
+        specs = {
+            name: [axis_spec(axis, names) for axis in self.propagation.axes(node)]
+            for name, node in self.traced.tensors.items()
+        }
+        parameters = self.traced.parameters
+        return Plan(
+            chosen,
+            {group.name: group.size for group in self.prunable},
+            params,
+            macs,
+            {name: spec for name, spec in specs.items() if name in parameters},
+            {name: spec for name, spec in specs.items() if name not in parameters},
+            input_spec(self.traced.example),
+            self,
+        )
+
+    def kept_atoms(self, plan: Plan) -> dict[Atom, Tensor]:
+        """Units kept by a plan, by the atom of each group."""
+        return {
+            self.group(name)._atom: torch.tensor(units) for name, units in plan.kept_units.items()
+        }
+
+    def to_networkx(self) -> nx.MultiDiGraph:
+        """Values, parameters and groups as nodes; data flow, couplings and membership as edges."""
+        return build_networkx(self)
+
+    def write_graphml(self, path: str | PathLike[str]) -> None:
+        """Write `to_networkx` as GraphML, for Gephi, yEd, Cytoscape or ``networkx.read_graphml``.
+
+        Parameters
+        ----------
+        path : path
+            Written whole or not at all.
+
+        Raises
+        ------
+        DepgraphError
+            When the file cannot be written.
+        """
+        write_graphml(self.to_networkx(), path)
+
+
+def trace(model: nn.Module, example_inputs: Any) -> DependencyGraph:
+    """Find which parameter dimensions of a model must shrink together.
+
+    Parameters
+    ----------
+    model : nn.Module
+        On any device, ``meta`` included, in eval or train mode; it is not changed and no weight
+        is read.
+    example_inputs : Tensor or tuple of Tensors
+        What the model is called with. Only shapes and dtypes matter. A leading dimension of 1 is
+        traced as 2 where the model allows it, so that the batch can be told from other dimensions.
+
+    Returns
+    -------
+    DependencyGraph
+
+    Raises
+    ------
+    DepgraphError
+        When the forward cannot be traced.
+
+    Examples
+    --------
+    >>> import torch
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 2))
+    >>> [(group.name, group.size, group.frozen) for group in trace(model, torch.randn(1, 4)).groups]
+    ... # doctest: +NORMALIZE_WHITESPACE
+    [('hidden', 6, None), ('0.fixed', 4, "dimension 1 of the model's input"),
+     ('2.fixed', 2, "dimension of the model's outputs")]
+    """
+    if not isinstance(model, nn.Module):
+        raise DepgraphError(f"the model must be an nn.Module, not {type(model).__name__}")
+    args = tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else (example_inputs,)
+    if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(args)):
+        raise DepgraphError("the example inputs hold no Tensor; pass what the model is called with")
+    return DependencyGraph(trace_with_visible_batch(model, args, {}))
+
+
+def trace_with_visible_batch(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Trace:
+    """Trace at batch 2 where the inputs have batch 1 and the model takes more."""
+    tensors = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+    if all(tensor.dim() > 0 and tensor.shape[0] == 1 for tensor in tensors):
+        doubled = pytree.tree_map(_twice, (args, kwargs))
+        try:
+            return trace_forward(model, *doubled)
+        except DepgraphError:
+            pass  # a model for batch 1 only: its own trace below tells what is wrong, if anything
+    return trace_forward(model, args, kwargs)
+
+
+def _twice(value: Any) -> Any:
+    return value.expand(2, *value.shape[1:]) if isinstance(value, Tensor) else value
+
+
+def input_spec(example: tuple[Any, ...]) -> Any:
+    """Example inputs as plain data: shapes and dtypes in place of tensors."""
+    return [
+        {"shape": list(leaf.shape), "dtype": str(leaf.dtype).removeprefix("torch.")}
+        if isinstance(leaf, Tensor)
+        else leaf
+        for leaf in example[0]
+    ]
+
+
+def example_from_spec(spec: Sequence[Any]) -> tuple[Any, ...]:
+    """Meta tensors with the shapes and dtypes that `input_spec` wrote down."""
+    return tuple(
+        torch.empty(item["shape"], dtype=getattr(torch, item["dtype"]), device="meta")
+        if isinstance(item, dict)
+        else item
+        for item in spec
+    )
+
+
+def count_macs(model: nn.Module, example_inputs: Any) -> int:
+    """Multiply-accumulates of a model for batch 1: linear, matmul, convolution and attention.
+
+    Parameters
+    ----------
+    model : nn.Module
+    example_inputs : Tensor or tuple of Tensors
+
+    Returns
+    -------
+    int
+
+    Raises
+    ------
+    DepgraphError
+        When the forward cannot be traced.
+    """
+    return trace(model, example_inputs).macs
+
+
+__all__ = ["DependencyGraph", "count_macs", "example_from_spec", "shape", "trace"]

@@ -1,0 +1,256 @@
+"""Groups: one atom each, with every parameter dimension it appears in, named by place and meaning.
+
+What an atom means is read off the graph: `heads` lead an attention product, `head_dim` is what the
+product contracts or carries, `embed` and `channels` flow through residual additions, and `hidden`
+lies between two layers. No module name and no class decides it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from torch import Tensor, fx
+
+from depgraph.axes import Atom, Axis, Concat, axis_atoms, unit_positions
+from depgraph.propagate import Propagation, arguments, op_name
+from depgraph.trace import shape
+
+FIXED = "fixed"
+"""Kind of a frozen group that has no other meaning (image channels, tokens, classes, ...)."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One parameter dimension, or a part of it, that shrinks with a group.
+
+    Attributes
+    ----------
+    parameter : str
+        Qualified name, as in ``model.named_parameters()`` (or ``named_buffers()``).
+    dim : int
+        Dimension of the parameter.
+    place : str
+        What the whole dimension is made of, for people: ``"3 x heads x head_dim"``.
+    """
+
+    parameter: str
+    dim: int
+    place: str
+    _axis: Axis = field(repr=False, compare=False)
+    _atom: Atom = field(repr=False, compare=False)
+
+    @property
+    def positions(self) -> Tensor:
+        """LongTensor (group size, k): the indices along ``dim`` that belong to each unit."""
+        return unit_positions(self._axis, self._atom)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Units that can be removed only together, wherever they appear.
+
+    Attributes
+    ----------
+    name : str
+        Unique: the module path that its members share, and its kind.
+    kind : str
+        ``"heads"``, ``"head_dim"``, ``"hidden"``, ``"embed"``, ``"channels"`` or ``"fixed"``.
+    size : int
+        Number of units.
+    frozen : str or None
+        Why no unit may be removed; None for a prunable group.
+    members : tuple of Member
+        Parameter dimensions, in the order of the model.
+    buffers : tuple of Member
+        The same for buffers.
+    """
+
+    name: str
+    kind: str
+    size: int
+    frozen: str | None
+    members: tuple[Member, ...]
+    buffers: tuple[Member, ...]
+    _atom: Atom = field(repr=False, compare=False)
+
+
+def find_groups(p: Propagation) -> tuple[Group, ...]:
+    """Every atom that a parameter dimension is made of, as a group.
+
+    Parameters
+    ----------
+    p : Propagation
+        After its run.
+
+    Returns
+    -------
+    tuple of Group
+        Prunable and frozen, in the order in which the model's parameters mention them.
+    """
+    places: dict[Atom, list[tuple[str, int, Axis]]] = {}
+    for name, node in p.trace.tensors.items():
+        for dim, axis in enumerate(p.axes(node)):
+            for atom in dict.fromkeys(axis_atoms(axis)):
+                places.setdefault(atom, []).append((name, dim, axis))
+    places = {
+        atom: found
+        for atom, found in places.items()
+        if any(name in p.trace.parameters for name, _, _ in found)
+    }
+    kinds = find_kinds(p, places)
+    names = _unique_names(p, places, kinds)
+    return tuple(_group(p, atom, found, kinds, names) for atom, found in places.items())
+
+
+def _group(
+    p: Propagation,
+    atom: Atom,
+    found: list[tuple[str, int, Axis]],
+    kinds: dict[Atom, str],
+    names: dict[Atom, str],
+) -> Group:
+    members = [
+        Member(name, dim, describe(axis, kinds), axis, atom) for name, dim, axis in found
+    ]
+    return Group(
+        names[atom],
+        kinds[atom],
+        atom.size,
+        atom.frozen,
+        tuple(m for m in members if m.parameter in p.trace.parameters),
+        tuple(m for m in members if m.parameter not in p.trace.parameters),
+        atom,
+    )
+
+
+def describe(axis: Axis, kinds: dict[Atom, str]) -> str:
+    """An axis in words: ``"3 x heads x head_dim"``, ``"(hidden ++ hidden)"``."""
+    words = []
+    for factor in axis:
+        if isinstance(factor, Concat):
+            words.append("(" + " ++ ".join(describe(part, kinds) for part in factor.parts) + ")")
+        else:
+            kind = kinds.get(factor, FIXED)
+            words.append(str(factor.size) if kind == FIXED else kind)
+    return " x ".join(words) or "1"
+
+
+def find_kinds(p: Propagation, atoms: Iterable[Atom]) -> dict[Atom, str]:
+    """What each atom means, by what the ops of the trace do with it."""
+    heads, head_dims = _attention_atoms(p)
+    residual = dict(_residual_atoms(p))
+    convolved = _convolved_atoms(p)
+    kinds = {}
+    for atom in atoms:
+        if atom in heads and atom not in residual:
+            kinds[atom] = "heads"
+        elif atom in head_dims and atom not in residual:
+            kinds[atom] = "head_dim"
+        elif atom in residual:
+            kinds[atom] = residual[atom]
+        elif atom.frozen:
+            kinds[atom] = FIXED
+        else:
+            kinds[atom] = "channels" if atom in convolved else "hidden"
+    return kinds
+
+
+def _attention_atoms(p: Propagation) -> tuple[set[Atom], set[Atom]]:
+    heads: set[Atom] = set()
+    head_dims: set[Atom] = set()
+    for lead, contracted in attention_products(p):
+        heads.update(atom for axis in lead for atom in axis_atoms(axis) if not atom.frozen)
+        head_dims.update(atom for axis in contracted for atom in axis_atoms(axis))
+    return heads, {atom for atom in head_dims if not atom.frozen} - heads
+
+
+def attention_products(p: Propagation) -> Iterator[tuple[list[Axis], list[Axis]]]:
+    """For each attention, the axes that lead its products, and those of q.k and of v."""
+    for node in p.trace.nodes:
+        if node.op != "call_function":
+            continue
+        if op_name(node) == "aten.scaled_dot_product_attention":
+            a = arguments(node)
+            q, v = p.axes(a["query"]), p.axes(a["value"])
+            yield q[:-2], [q[-1], v[-1]]
+        elif op_name(node) in ("aten.softmax", "aten._softmax"):
+            yield from _unfused(p, node)
+
+
+def _unfused(p: Propagation, softmax: fx.Node) -> Iterator[tuple[list[Axis], list[Axis]]]:
+    product = _nearest_product(softmax, forward=False)
+    if product is None:
+        return
+    contracted = [p.axes(product.args[0])[-1]]
+    weighted = _nearest_product(softmax, forward=True)
+    if weighted is not None:
+        contracted.append(p.axes(weighted)[-1])
+    yield p.axes(product)[:-2], contracted
+
+
+def _nearest_product(node: fx.Node, forward: bool) -> fx.Node | None:
+    """The matrix product before or after a node, across ops that keep the shape."""
+    size = shape(node)
+    seen, queue = set(), [node]
+    while queue:
+        at = queue.pop(0)
+        for near in at.users if forward else at.all_input_nodes:
+            if near in seen or near.op != "call_function":
+                continue
+            seen.add(near)
+            if op_name(near) in ("aten.matmul", "aten.bmm") and (forward or shape(near) == size):
+                return near
+            if shape(near) == size:
+                queue.append(near)
+    return None
+
+
+def _residual_atoms(p: Propagation) -> Iterator[tuple[Atom, str]]:
+    """Unfrozen or frozen atoms that flow through an addition of two activations, last axis first."""
+    active = set(p.trace.inputs)
+    for node in p.trace.nodes:
+        if not active.isdisjoint(node.all_input_nodes):
+            active.add(node)
+        if node.op != "call_function" or op_name(node).rstrip("_") != "aten.add":
+            continue
+        if sum(operand in active for operand in node.all_input_nodes) < 2:
+            continue
+        image = len(shape(node)) > 3
+        for axis in p.axes(node):
+            for atom in axis_atoms(axis):
+                if atom.frozen is None:
+                    yield atom, "channels" if image else "embed"
+
+
+def _convolved_atoms(p: Propagation) -> set[Atom]:
+    weights = [
+        arguments(node)["weight"]
+        for node in p.trace.nodes
+        if node.op == "call_function" and op_name(node).startswith("aten.conv")
+    ]
+    return {atom for node in weights for axis in p.axes(node)[:2] for atom in axis_atoms(axis)}
+
+
+def _unique_names(
+    p: Propagation, places: dict[Atom, list[tuple[str, int, Axis]]], kinds: dict[Atom, str]
+) -> dict[Atom, str]:
+    """``"<common module path>.<kind>"``, numbered from the second of the same name on."""
+    names: dict[Atom, str] = {}
+    used: Counter[str] = Counter()
+    for atom, found in places.items():
+        paths = [name.split(".")[:-1] for name, _, _ in found if name in p.trace.parameters]
+        name = ".".join([*_common_prefix(paths), kinds[atom]])
+        used[name] += 1
+        names[atom] = name if used[name] == 1 else f"{name}_{used[name]}"
+    return names
+
+
+def _common_prefix(paths: list[list[str]]) -> list[str]:
+    prefix = []
+    for parts in zip(*paths, strict=False):
+        if len(set(parts)) > 1:
+            break
+        prefix.append(parts[0])
+    return prefix

@@ -1,0 +1,243 @@
+"""A plan: for each group the units that stay, as plain data that knows every shape it leads to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from depgraph.axes import Atom, Axis, Concat, kept_indices
+from depgraph.errors import DepgraphError
+
+if TYPE_CHECKING:
+    from depgraph.graph import DependencyGraph
+
+FORMAT = 1
+"""Version of the JSON form."""
+
+Spec = str | int | list["Spec"]
+"""An axis as plain data: a group's name, a frozen size, or ``["x", ...]`` / ``["++", ...]``."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What stays of each group, and what that makes of the model.
+
+    Attributes
+    ----------
+    kept_units : dict of str to tuple of int
+        Units kept, ascending, for each group that loses some; a group left out keeps all.
+    sizes : dict of str to int
+        Units that each prunable group has before pruning.
+    num_params, macs : int
+        Of the sliced model; multiply-accumulates for batch 1.
+    axes : dict of str to list of Spec
+        What each parameter dimension is made of.
+    buffer_axes : dict of str to list of Spec
+        The same for buffers.
+    inputs : object
+        Shapes and dtypes of the example inputs, to trace the model again.
+
+    Examples
+    --------
+    >>> import depgraph, torch
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 2))
+    >>> plan = depgraph.trace(model, torch.randn(1, 4)).plan({"hidden": [0, 3, 5]})
+    >>> plan.kept["0.weight"][0].tolist(), plan.num_params
+    ([0, 3, 5], 23)
+    >>> Plan.from_json(plan.to_json()) == plan
+    True
+    """
+
+    kept_units: dict[str, tuple[int, ...]]
+    sizes: dict[str, int]
+    num_params: int
+    macs: int
+    axes: dict[str, list[Spec]] = field(repr=False)
+    buffer_axes: dict[str, list[Spec]] = field(repr=False)
+    inputs: Any = field(repr=False)
+    _graph: DependencyGraph | None = field(default=None, repr=False, compare=False)
+
+    @cached_property
+    def kept(self) -> dict[str, dict[int, Tensor]]:
+        """Indices kept of the original parameter, by name and dimension of a prunable group."""
+        return self._kept(self.axes)
+
+    @cached_property
+    def kept_buffers(self) -> dict[str, dict[int, Tensor]]:
+        """Indices kept of the original buffer, by name and dimension of a prunable group."""
+        return self._kept(self.buffer_axes)
+
+    def _kept(self, axes: Mapping[str, list[Spec]]) -> dict[str, dict[int, Tensor]]:
+        atoms = {name: Atom(size) for name, size in self.sizes.items()}
+        kept = {atoms[name]: torch.tensor(units) for name, units in self.kept_units.items()}
+        out: dict[str, dict[int, Tensor]] = {}
+        for name, specs in axes.items():
+            found = {
+                dim: kept_indices(_axis(spec, atoms), kept)
+                for dim, spec in enumerate(specs)
+                if _mentions_group(spec)
+            }
+            if found:
+                out[name] = found
+        return out
+
+    def apply(self, model: nn.Module, inplace: bool = False) -> nn.Module:
+        """Cut the units that the plan drops out of a model.
+
+        Parameters
+        ----------
+        model : nn.Module
+            The model the plan was made for, by parameter names and shapes.
+        inplace : bool
+            Change ``model`` itself; by default it stays as it was, and nothing is shared.
+
+        Returns
+        -------
+        nn.Module
+            The smaller model, in the mode of the original.
+
+        Raises
+        ------
+        DepgraphError
+            When the plan is for another model, or when the sliced model does not compute the
+            shapes the plan predicts; the model is untouched then, in place or not.
+        """
+        from depgraph.slice import apply_plan  # the slicer needs the graph, which needs plans
+
+        return apply_plan(self, model, inplace)
+
+    def to_json(self) -> str:
+        """The plan as JSON text."""
+        data = {
+            "format": FORMAT,
+            "kept_units": self.kept_units,
+            "sizes": self.sizes,
+            "num_params": self.num_params,
+            "macs": self.macs,
+            "inputs": self.inputs,
+            "axes": self.axes,
+            "buffer_axes": self.buffer_axes,
+        }
+        return json.dumps(data, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """A plan from the text that `to_json` wrote.
+
+        Parameters
+        ----------
+        text : str
+
+        Returns
+        -------
+        Plan
+
+        Raises
+        ------
+        DepgraphError
+            When the text is no plan of this format.
+        """
+        try:
+            data = json.loads(text)
+            if data["format"] != FORMAT:
+                raise DepgraphError(
+                    f"the plan has format {data['format']!r}; this version reads format {FORMAT}"
+                )
+            plan = cls(
+                {str(name): tuple(map(int, units)) for name, units in data["kept_units"].items()},
+                {str(name): int(size) for name, size in data["sizes"].items()},
+                int(data["num_params"]),
+                int(data["macs"]),
+                data["axes"],
+                data["buffer_axes"],
+                data["inputs"],
+            )
+        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+            raise DepgraphError(
+                f"this is no plan ({type(error).__name__}: {error}); write one with plan.to_json()"
+            ) from error
+        for name, units in plan.kept_units.items():
+            if name not in plan.sizes:
+                raise DepgraphError(f"the plan keeps units of '{name}' but does not say its size")
+            check_units(name, plan.sizes[name], units)
+        return plan
+
+
+def check_units(name: str, size: int, units: Sequence[int] | Tensor) -> tuple[int, ...]:
+    """The units to keep of a group, ascending.
+
+    Parameters
+    ----------
+    name : str
+        The group, for the message.
+    size : int
+        Its units are ``0 .. size - 1``.
+    units : sequence of int, or Tensor
+        Units to keep, in any order.
+
+    Returns
+    -------
+    tuple of int
+
+    Raises
+    ------
+    DepgraphError
+        When there is none, one is out of range, repeated, or no integer.
+    """
+    if isinstance(units, Tensor):
+        if units.dtype.is_floating_point or units.dtype == torch.bool or units.dim() != 1:
+            raise DepgraphError(
+                f"group '{name}': kept units must be a 1-d tensor of integers, "
+                f"got {units.dtype} of shape {tuple(units.shape)}; use mask.nonzero().flatten()"
+            )
+        units = units.tolist()
+    values = list(units)
+    wrong = [u for u in values if isinstance(u, bool) or not hasattr(u, "__index__")]
+    if wrong:
+        raise DepgraphError(f"group '{name}': kept units must be integers, got {wrong[0]!r}")
+    numbers = sorted(u.__index__() for u in values)
+    if not numbers:
+        raise DepgraphError(f"group '{name}': no unit would be left; keep at least one")
+    if numbers[0] < 0 or numbers[-1] >= size:
+        bad = numbers[0] if numbers[0] < 0 else numbers[-1]
+        raise DepgraphError(f"group '{name}': unit {bad} is not in 0..{size - 1}")
+    if len(set(numbers)) != len(numbers):
+        twice = next(a for a, b in zip(numbers, numbers[1:], strict=False) if a == b)
+        raise DepgraphError(f"group '{name}': unit {twice} is kept twice; name each unit once")
+    return tuple(numbers)
+
+
+def axis_spec(axis: Axis, names: Mapping[Atom, str]) -> Spec:
+    """An axis as plain data; atoms without a name are frozen and appear by their size."""
+    specs: list[Spec] = []
+    for factor in axis:
+        if isinstance(factor, Concat):
+            specs.append(["++", *(axis_spec(part, names) for part in factor.parts)])
+        else:
+            specs.append(names.get(factor, factor.size))
+    if not specs:
+        return 1
+    return specs[0] if len(specs) == 1 else ["x", *specs]
+
+
+def _axis(spec: Spec, atoms: Mapping[str, Atom]) -> Axis:
+    if isinstance(spec, int):
+        return (Atom(spec, "frozen"),) if spec > 1 else ()
+    if isinstance(spec, str):
+        return (atoms[spec],)
+    head, *rest = spec
+    if head == "x":
+        return tuple(factor for item in rest for factor in _axis(item, atoms))
+    return (Concat(tuple(_axis(item, atoms) for item in rest)),)
+
+
+def _mentions_group(spec: Spec) -> bool:
+    if isinstance(spec, list):
+        return any(_mentions_group(item) for item in spec[1:])
+    return isinstance(spec, str)

@@ -1,0 +1,183 @@
+"""Walks a trace once, giving every dimension of every value an axis; the rules do the work.
+
+A rule reads the axes of an op's operands, joins those that the op makes equal, and returns the axes
+of its result. An op without a rule freezes what it touches, with the op's name as the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from depgraph.algebra import Algebra
+from depgraph.axes import Axis, axis_size
+from depgraph.trace import Trace, shape
+
+Axes = list[Axis]
+Rule = Callable[["Propagation", fx.Node], "Axes | list[Axes]"]
+
+RULES: dict[str, Rule] = {}
+"""Rule by op name without overload, ``"aten.linear"``; `rule` adds to it."""
+
+
+def rule(*ops: str) -> Callable[[Rule], Rule]:
+    """Register a rule for ops, by name without overload.
+
+    Parameters
+    ----------
+    *ops : str
+        ``"aten.linear"``, or ``"my_library.my_op"``.
+
+    Examples
+    --------
+    >>> @rule("my_library.scale_rows")
+    ... def _(p, node):
+    ...     return p.axes(node.args[0])
+    >>> _ = RULES.pop("my_library.scale_rows")
+    """
+
+    def register(function: Rule) -> Rule:
+        RULES.update((op, function) for op in ops)
+        return function
+
+    return register
+
+
+@dataclass(frozen=True)
+class Coupling:
+    """Two dimensions that an op made the same.
+
+    Attributes
+    ----------
+    op : fx.Node
+        The node that joined them.
+    first, second : tuple of (fx.Node, int)
+        A value and one of its dimensions.
+    """
+
+    op: fx.Node
+    first: tuple[fx.Node, int]
+    second: tuple[fx.Node, int]
+
+
+class Propagation:
+    """State of one walk: the algebra, the axes of each value and the couplings found."""
+
+    def __init__(self, trace: Trace, seeds: Mapping[fx.Node, Axes] | None = None) -> None:
+        self.trace = trace
+        self.algebra = Algebra()
+        self.couplings: list[Coupling] = []
+        self._dims: dict[fx.Node, Any] = {}
+        self._seed(seeds or {})
+
+    def _seed(self, seeds: Mapping[fx.Node, Axes]) -> None:
+        trace = self.trace
+        batch = self.algebra.new(trace.batch, "batch of the model's inputs")
+        for node in trace.inputs:
+            axes = [
+                self.algebra.new(size, f"dimension {dim} of the model's input")
+                for dim, size in enumerate(shape(node))
+            ]
+            self._dims[node] = [batch, *axes[1:]] if trace.batch > 1 else axes
+        for name, node in trace.tensors.items():
+            value = node.meta["val"]
+            whole = value.is_floating_point() or value.is_complex()
+            frozen = None if whole else f"'{name}' holds integers, which may be indices"
+            self._dims[node] = [self.algebra.new(size, frozen) for size in shape(node)]
+        self._dims.update(seeds)
+
+    def axes(self, node: Any) -> Axes:
+        """Resolved axes of a value's dimensions; none for a number."""
+        if not isinstance(node, fx.Node):
+            return []
+        return [self.algebra.resolve(axis) for axis in self._dims.get(node, [])]
+
+    def results(self, node: fx.Node) -> list[Axes]:
+        """Axes of each result of an op that returns several."""
+        return list(self._dims[node])
+
+    def join(self, op: fx.Node, first: tuple[fx.Node, int], second: tuple[fx.Node, int]) -> None:
+        """Make a dimension of one value the same as one of another, because ``op`` says so."""
+        left, right = (self._dims[node][dim] for node, dim in (first, second))
+        if first != second:
+            self.couplings.append(Coupling(op, first, second))
+        if axis_size(self.algebra.resolve(left)) == axis_size(self.algebra.resolve(right)):
+            self.algebra.unify(left, right, self.label(op))
+
+    def freeze(self, node: Any, reason: str, dims: Sequence[int] | None = None) -> None:
+        """No index of these dimensions (all by default) of a value may be removed."""
+        if isinstance(node, fx.Node) and isinstance(node.meta.get("val"), (tuple, list)):
+            axes = [axis for result in self.results(node) for axis in result]
+        else:
+            axes = self.axes(node)
+        for dim in range(len(axes)) if dims is None else dims:
+            self.algebra.freeze(axes[dim], reason)
+
+    def label(self, op: fx.Node) -> str:
+        """The op and the module that ran it, for people."""
+        owner = self.trace.owner.get(op)
+        return f"{op_name(op)} in '{owner}'" if owner else op_name(op)
+
+    def new(self, node: fx.Node, frozen: str | None = None) -> Axes:
+        """Fresh axes for a value."""
+        return [self.algebra.new(size, frozen) for size in shape(node)]
+
+    def run(self) -> None:
+        """Apply the rules in the order of the trace, then freeze the outputs."""
+        for node in self.trace.nodes:
+            if node.op == "call_function":
+                self._dims[node] = self._apply(node)
+        for node in self.trace.outputs:
+            self.freeze(node, "dimension of the model's outputs")
+
+    def _apply(self, node: fx.Node) -> Any:
+        function = find_rule(node)
+        if function is None:
+            return self._give_up(node, f"no rule for the op {self.label(node)}")
+        result = function(self, node)
+        if isinstance(node.meta.get("val"), torch.Tensor):
+            sizes = tuple(axis_size(self.algebra.resolve(axis)) for axis in result)
+            if sizes != shape(node):
+                return self._give_up(node, f"the rule of {self.label(node)} covers other uses")
+        return result
+
+    def _give_up(self, node: fx.Node, reason: str) -> Any:
+        for operand in node.all_input_nodes:
+            self.freeze(operand, reason)
+        value = node.meta.get("val")
+        if isinstance(value, (tuple, list)):
+            return [
+                [self.algebra.new(int(size), reason) for size in getattr(item, "shape", ())]
+                for item in value
+            ]
+        return self.new(node, reason)
+
+
+def op_name(node: fx.Node) -> str:
+    """``"aten.linear"`` of a node that calls ``aten.linear.default``; a function's own name else."""
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        return f"{target.namespace}.{target._opname}"
+    return getattr(target, "__name__", str(target))
+
+
+def find_rule(node: fx.Node) -> Rule | None:
+    """The rule of a node's op: its own, that of the op it does in place, or that of its tag."""
+    name = op_name(node)
+    found = RULES.get(name) or RULES.get(name.rstrip("_"))
+    tags = getattr(node.target, "tags", ())
+    return found or (RULES["pointwise"] if torch.Tag.pointwise in tags else None)
+
+
+def arguments(node: fx.Node) -> dict[str, Any]:
+    """Arguments of an ATen call by their schema names, defaults filled in."""
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload):
+        return {**dict(enumerate(node.args)), **node.kwargs}  # type: ignore[dict-item]
+    given = dict(zip((a.name for a in target._schema.arguments), node.args, strict=False))
+    defaults = {a.name: a.default_value for a in target._schema.arguments if a.has_default_value()}
+    return {**defaults, **given, **node.kwargs}

@@ -1,0 +1,37 @@
+"""Ops that make a tensor from sizes: constant ones may be made smaller, counting ones may not."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from depgraph.propagate import Axes, Propagation, rule
+
+
+@rule(
+    "aten.zeros",
+    "aten.ones",
+    "aten.full",
+    "aten.empty",
+    "aten.rand",
+    "aten.randn",
+    "aten.new_zeros",
+    "aten.new_ones",
+    "aten.new_full",
+    "aten.new_empty",
+    "aten.scalar_tensor",
+)
+def constant(p: Propagation, node: fx.Node) -> Axes:
+    """Every entry is like every other, so any may go."""
+    return p.new(node)
+
+
+@rule("aten.zeros_like", "aten.ones_like", "aten.full_like", "aten.empty_like", "aten.rand_like")
+def like(p: Propagation, node: fx.Node) -> Axes:
+    """The dimensions of the tensor whose shape is taken."""
+    return p.axes(node.args[0])
+
+
+@rule("aten.arange", "aten.linspace", "aten.eye")
+def counting(p: Propagation, node: fx.Node) -> Axes:
+    """An entry's value is its position, which removal would change."""
+    return p.new(node, f"positions counted by {p.label(node)}")

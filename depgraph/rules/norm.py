@@ -1,0 +1,44 @@
+"""Normalisations: over a dimension with weights (taken over what is kept), and softmax (never cut)."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from depgraph.propagate import Axes, Propagation, arguments, rule
+from depgraph.trace import shape
+
+
+@rule("aten.layer_norm", "aten.rms_norm", "aten.native_layer_norm", "aten._fused_rms_norm")
+def layer_norm(p: Propagation, node: fx.Node) -> Axes | list[Axes]:
+    """The normalised dimensions are those of weight and bias."""
+    a = arguments(node)
+    x = a["input"]
+    for affine in (a.get("weight"), a.get("bias")):
+        if affine is not None:
+            first = len(shape(x)) - len(shape(affine))
+            for dim in range(len(shape(affine))):
+                p.join(node, (x, first + dim), (affine, dim))
+    if isinstance(node.meta.get("val"), (tuple, list)):
+        lead = p.axes(x)[: len(shape(x)) - len(a["normalized_shape"])]
+        ones: Axes = [()] * len(a["normalized_shape"])
+        return [p.axes(x), *([[*lead, *ones]] * (len(node.meta["val"]) - 1))]
+    return p.axes(x)
+
+
+@rule("aten.batch_norm", "aten.instance_norm")
+def batch_norm(p: Propagation, node: fx.Node) -> Axes:
+    """Channel statistics and affine parameters lie along dimension 1."""
+    a = arguments(node)
+    x = a["input"]
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        if a.get(name) is not None:
+            p.join(node, (x, 1), (a[name], 0))
+    return p.axes(x)
+
+
+@rule("aten.softmax", "aten._softmax", "aten.log_softmax", "aten._log_softmax")
+def softmax(p: Propagation, node: fx.Node) -> Axes:
+    """A removed entry would still count ``exp(0)`` in the sum, so the dimension stays whole."""
+    a = arguments(node)
+    p.freeze(a["self"], f"{p.label(node)} normalises over it", [a["dim"]])
+    return p.axes(a["self"])

@@ -1,0 +1,153 @@
+"""Ops that join, part or index dimensions: concatenation and its reverse, and gathered tables."""
+
+from __future__ import annotations
+
+import operator
+
+from torch import fx
+
+from depgraph.axes import Axis, axis_size
+from depgraph.propagate import Axes, Propagation, arguments, rule
+from depgraph.trace import shape
+
+
+@rule("aten.cat", "aten.concat", "aten.concatenate")
+def cat(p: Propagation, node: fx.Node) -> Axes:
+    """End to end along one dimension; the others are the same."""
+    a = arguments(node)
+    # torch still takes an empty 1-d tensor in a concatenation of any rank
+    tensors = [t for t in a["tensors"] if shape(t) != (0,)]
+    rank = len(shape(node))
+    dim = a["dim"] % rank
+    for other in range(rank):
+        if other != dim:
+            for tensor in tensors[1:]:
+                p.join(node, (tensors[0], other), (tensor, other))
+    axes = p.axes(tensors[0])
+    parts = [p.axes(tensor)[dim] for tensor in tensors]
+    axes[dim] = p.algebra.concat(parts, f"positions joined by {p.label(node)}")
+    return axes
+
+
+@rule("aten.stack")
+def stack(p: Propagation, node: fx.Node) -> Axes:
+    """A new dimension that tells the tensors apart."""
+    a = arguments(node)
+    first, *others = a["tensors"]
+    for tensor in others:
+        for dim in range(len(shape(tensor))):
+            p.join(node, (first, dim), (tensor, dim))
+    axes = p.axes(first)
+    count = len(a["tensors"])
+    axes.insert(a["dim"] % (len(axes) + 1), (p.algebra.selector(count),) if count > 1 else ())
+    return axes
+
+
+@rule(operator.getitem.__name__)
+def getitem(p: Propagation, node: fx.Node) -> Axes:
+    """One result of an op that returns several."""
+    source, index = node.args[:2]
+    return p.results(source)[index]  # type: ignore[arg-type,index]
+
+
+@rule("aten.unbind")
+def unbind(p: Propagation, node: fx.Node) -> list[Axes]:
+    """One value for each index of a dimension, which therefore stays whole."""
+    a = arguments(node)
+    x, dim = a["self"], a["dim"] % len(shape(a["self"]))
+    p.freeze(x, f"{p.label(node)} tells its indices apart", [dim])
+    axes = p.axes(x)
+    return [[*axes[:dim], *axes[dim + 1 :]]] * shape(x)[dim]
+
+
+@rule("aten.select")
+def select(p: Propagation, node: fx.Node) -> Axes:
+    """One index of a dimension, which therefore stays whole."""
+    a = arguments(node)
+    x, dim = a["self"], a["dim"] % len(shape(a["self"]))
+    p.freeze(x, f"{p.label(node)} takes one index of it", [dim])
+    axes = p.axes(x)
+    return [*axes[:dim], *axes[dim + 1 :]]
+
+
+@rule("aten.split", "aten.split_with_sizes", "aten.chunk", "aten.tensor_split")
+def split(p: Propagation, node: fx.Node) -> list[Axes]:
+    """Pieces of a dimension, each with atoms of its own where it can be cut there."""
+    a = arguments(node)
+    x = a["self"]
+    dim = a["dim"] % len(shape(x))
+    out: list[Axes] = []
+    start = 0
+    for piece in node.meta["val"]:
+        end = start + int(piece.shape[dim])
+        axes = p.axes(x)
+        axes[dim] = _part(p, node, x, dim, start, end)
+        out.append(axes)
+        start = end
+    return out
+
+
+@rule("aten.slice", "aten.narrow")
+def slice_(p: Propagation, node: fx.Node) -> Axes:
+    """A range of a dimension."""
+    a = arguments(node)
+    x = a["self"]
+    dim = a["dim"] % len(shape(x))
+    size = shape(x)[dim]
+    start = min(_wrap(a.get("start") or 0, size), size)
+    length = shape(node)[dim]
+    axes = p.axes(x)
+    if a.get("step", 1) != 1:
+        p.freeze(x, f"{p.label(node)} takes every {a['step']}th index of it", [dim])
+        axes[dim] = p.algebra.new(length, f"strided by {p.label(node)}")
+    else:
+        axes[dim] = _part(p, node, x, dim, start, start + length)
+    return axes
+
+
+def _wrap(index: int, size: int) -> int:
+    return max(index + size, 0) if index < 0 else index
+
+
+def _part(p: Propagation, node: fx.Node, x: fx.Node, dim: int, start: int, end: int) -> Axis:
+    axis = p.axes(x)[dim]
+    taken = p.algebra.take(axis, start, end) if end > start else ()
+    if taken is not None and axis_size(taken) == end - start:
+        return taken
+    reason = f"{p.label(node)} takes a range of it"
+    p.freeze(x, reason, [dim])
+    return p.algebra.new(end - start, reason)
+
+
+@rule("aten.index")
+def index(p: Propagation, node: fx.Node) -> Axes:
+    """``x[i, j, :]`` with tensors of indices: what they index stays whole."""
+    a = arguments(node)
+    x, indices = a["self"], list(a["indices"])
+    places = [dim for dim, item in enumerate(indices) if item is not None]
+    p.freeze(x, f"{p.label(node)} looks entries up in it", places)
+    longest = max((indices[dim] for dim in places), key=lambda item: len(shape(item)))
+    axes = p.axes(x)
+    rest = [axis for dim, axis in enumerate(axes) if dim not in places]
+    together = places == list(range(places[0], places[-1] + 1))
+    first = places[0] if together else 0
+    return [*rest[:first], *p.axes(longest), *rest[first:]]
+
+
+@rule("aten.index_select")
+def index_select(p: Propagation, node: fx.Node) -> Axes:
+    """One dimension looked up by a tensor of indices."""
+    a = arguments(node)
+    dim = a["dim"] % len(shape(a["self"]))
+    p.freeze(a["self"], f"{p.label(node)} looks entries up in it", [dim])
+    axes = p.axes(a["self"])
+    axes[dim] = (p.axes(a["index"]) or [()])[0]
+    return axes
+
+
+@rule("aten.embedding")
+def embedding(p: Propagation, node: fx.Node) -> Axes:
+    """``W[indices]``: the rows stay whole, the columns are carried."""
+    a = arguments(node)
+    p.freeze(a["weight"], f"{p.label(node)} looks entries up in it", [0])
+    return [*p.axes(a["indices"]), p.axes(a["weight"])[1]]
