@@ -64,8 +64,7 @@ def _add_value(
     kind = "value" if name is None else "buffer"
     if name in graph.traced.parameters:
         kind = "parameter"
-    several = isinstance(node.meta.get("val"), (tuple, list))
-    axes = [] if several else graph.propagation.axes(node)
+    axes = graph.propagation.axes(node)
     out.add_node(
         name or node.name,
         type=kind,
@@ -139,6 +138,8 @@ def write_graphml(graph: nx.MultiDiGraph, path: str | PathLike[str]) -> None:
         nx.write_graphml(graph, temporary)
         temporary.replace(path)
     except OSError as error:
-        raise DepgraphError(f"cannot write '{path}': {error.strerror}; choose another path") from error
+        raise DepgraphError(
+            f"cannot write '{path}': {error.strerror}; choose another path"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,6 +1,5 @@
 """What a dimension is made of: a product of atoms and concatenations, as plain data."""
 
-
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping

@@ -111,9 +111,7 @@ def _group(
     kinds: dict[Atom, str],
     names: dict[Atom, str],
 ) -> Group:
-    members = [
-        Member(name, dim, describe(axis, kinds), axis, atom) for name, dim, axis in found
-    ]
+    members = [Member(name, dim, describe(axis, kinds), axis, atom) for name, dim, axis in found]
     return Group(
         names[atom],
         kinds[atom],
@@ -160,34 +158,39 @@ def find_kinds(p: Propagation, atoms: Iterable[Atom]) -> dict[Atom, str]:
 def _attention_atoms(p: Propagation) -> tuple[set[Atom], set[Atom]]:
     heads: set[Atom] = set()
     head_dims: set[Atom] = set()
-    for lead, contracted in attention_products(p):
-        heads.update(atom for axis in lead for atom in axis_atoms(axis) if not atom.frozen)
-        head_dims.update(atom for axis in contracted for atom in axis_atoms(axis))
+    for product in attention_products(p):
+        heads.update(atom for axis in product.lead for atom in axis_atoms(axis))
+        head_dims.update(axis_atoms((*product.query_dim, *product.value_dim)))
+    heads = {atom for atom in heads if not atom.frozen}
     return heads, {atom for atom in head_dims if not atom.frozen} - heads
 
 
-def attention_products(p: Propagation) -> Iterator[tuple[list[Axis], list[Axis]]]:
-    """For each attention, the axes that lead its products, and those of q.k and of v."""
+@dataclass(frozen=True)
+class AttentionProduct:
+    """One attention: the axes that lead its products, that of q and k, and that of v."""
+
+    node: fx.Node
+    lead: list[Axis]
+    query_dim: Axis
+    value_dim: Axis
+
+
+def attention_products(p: Propagation) -> Iterator[AttentionProduct]:
+    """Every attention of a trace, fused or written out as two products around a softmax."""
     for node in p.trace.nodes:
         if node.op != "call_function":
             continue
         if op_name(node) == "aten.scaled_dot_product_attention":
             a = arguments(node)
             q, v = p.axes(a["query"]), p.axes(a["value"])
-            yield q[:-2], [q[-1], v[-1]]
+            yield AttentionProduct(node, q[:-2], q[-1], v[-1])
         elif op_name(node) in ("aten.softmax", "aten._softmax"):
-            yield from _unfused(p, node)
-
-
-def _unfused(p: Propagation, softmax: fx.Node) -> Iterator[tuple[list[Axis], list[Axis]]]:
-    product = _nearest_product(softmax, forward=False)
-    if product is None:
-        return
-    contracted = [p.axes(product.args[0])[-1]]
-    weighted = _nearest_product(softmax, forward=True)
-    if weighted is not None:
-        contracted.append(p.axes(weighted)[-1])
-    yield p.axes(product)[:-2], contracted
+            product = _nearest_product(node, forward=False)
+            weighted = _nearest_product(node, forward=True)
+            if product is not None:
+                value_dim = () if weighted is None else p.axes(weighted)[-1]
+                query_dim = p.axes(product.args[0])[-1]
+                yield AttentionProduct(node, p.axes(product)[:-2], query_dim, value_dim)
 
 
 def _nearest_product(node: fx.Node, forward: bool) -> fx.Node | None:

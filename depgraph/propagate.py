@@ -71,7 +71,8 @@ class Propagation:
         self.trace = trace
         self.algebra = Algebra()
         self.couplings: list[Coupling] = []
-        self._dims: dict[fx.Node, Any] = {}
+        self._dims: dict[fx.Node, Axes] = {}
+        self._results: dict[fx.Node, list[Axes]] = {}
         self._seed(seeds or {})
 
     def _seed(self, seeds: Mapping[fx.Node, Axes]) -> None:
@@ -91,14 +92,14 @@ class Propagation:
         self._dims.update(seeds)
 
     def axes(self, node: Any) -> Axes:
-        """Resolved axes of a value's dimensions; none for a number."""
+        """Resolved axes of a value's dimensions; none for a number or for several results."""
         if not isinstance(node, fx.Node):
             return []
         return [self.algebra.resolve(axis) for axis in self._dims.get(node, [])]
 
     def results(self, node: fx.Node) -> list[Axes]:
         """Axes of each result of an op that returns several."""
-        return list(self._dims[node])
+        return list(self._results.get(node, []))
 
     def join(self, op: fx.Node, first: tuple[fx.Node, int], second: tuple[fx.Node, int]) -> None:
         """Make a dimension of one value the same as one of another, because ``op`` says so."""
@@ -110,10 +111,7 @@ class Propagation:
 
     def freeze(self, node: Any, reason: str, dims: Sequence[int] | None = None) -> None:
         """No index of these dimensions (all by default) of a value may be removed."""
-        if isinstance(node, fx.Node) and isinstance(node.meta.get("val"), (tuple, list)):
-            axes = [axis for result in self.results(node) for axis in result]
-        else:
-            axes = self.axes(node)
+        axes = self.axes(node) or [axis for result in self.results(node) for axis in result]
         for dim in range(len(axes)) if dims is None else dims:
             self.algebra.freeze(axes[dim], reason)
 
@@ -126,12 +124,16 @@ class Propagation:
         """Fresh axes for a value."""
         return [self.algebra.new(size, frozen) for size in shape(node)]
 
-    def run(self) -> None:
+    def run(self, outputs_are_fixed: bool = True) -> None:
         """Apply the rules in the order of the trace, then freeze the outputs."""
         for node in self.trace.nodes:
             if node.op == "call_function":
-                self._dims[node] = self._apply(node)
-        for node in self.trace.outputs:
+                result = self._apply(node)
+                if isinstance(node.meta.get("val"), (tuple, list)):
+                    self._results[node] = result
+                else:
+                    self._dims[node] = result
+        for node in self.trace.outputs if outputs_are_fixed else ():
             self.freeze(node, "dimension of the model's outputs")
 
     def _apply(self, node: fx.Node) -> Any:

@@ -61,6 +61,7 @@ class Trace:
     calls: tuple[ModuleCall, ...]
     owner: dict[fx.Node, str]
     example: tuple[Any, ...]
+    modes: dict[str, bool]
 
     @property
     def batch(self) -> int:
@@ -151,7 +152,10 @@ def trace_forward(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
                 f"{_first_line(error)}; check the example inputs, and that no branch depends on "
                 "the values of a tensor"
             ) from error
-    return _assemble(graph_module, recorder, list(fakes), parameters, len(inputs), (args, kwargs))
+    modes = {name: module.training for name, module in model.named_modules()}
+    return _assemble(
+        graph_module, recorder, list(fakes), parameters, len(inputs), (args, kwargs), modes
+    )
 
 
 _FORWARD_ERRORS = (
@@ -175,9 +179,7 @@ def _fake(mode: FakeTensorMode, tensor: Tensor) -> Tensor:
     # A meta tensor would make every creation op of the forward disagree about the device.
     device = torch.device("cpu") if tensor.is_meta else tensor.device
     with mode:
-        return torch.empty_strided(
-            tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device
-        )
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
 
 
 def _plain(output: Any) -> Any:
@@ -256,6 +258,7 @@ def _assemble(
     parameters: frozenset[str],
     num_inputs: int,
     example: tuple[Any, ...],
+    modes: dict[str, bool],
 ) -> Trace:
     nodes = tuple(graph_module.graph.nodes)
     # make_fx copies the graph it traced into: the hooks saw nodes of the first, in the same order.
@@ -281,5 +284,5 @@ def _assemble(
     for call in sorted(calls, key=lambda call: call.depth):
         owner.update((node, call.name) for node in nodes[call.start : call.end])
     return Trace(
-        graph_module, nodes, tensors, parameters, inputs, outputs, calls, owner, example
+        graph_module, nodes, tensors, parameters, inputs, outputs, calls, owner, example, modes
     )

@@ -44,9 +44,7 @@ def matmul(p: Propagation, node: fx.Node) -> Axes:
     return [*lead, *rows, *columns]
 
 
-def broadcast(
-    p: Propagation, node: fx.Node, operands: Sequence[tuple[fx.Node, int]]
-) -> Axes:
+def broadcast(p: Propagation, node: fx.Node, operands: Sequence[tuple[fx.Node, int]]) -> Axes:
     """Join the leading dimensions (as many as stated) of operands, aligned from the right."""
     rank = max(count for _, count in operands)
     source: list[tuple[fx.Node, int] | None] = [None] * rank

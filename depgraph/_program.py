@@ -1,0 +1,165 @@
+"""A forward as plain data: a list of ATen calls, child modules and sizes, compiled by ``torch.fx``.
+
+A module whose forward has a size written into it (``reshape(B, N, C)`` with the width of its input)
+cannot be made smaller by changing attributes. It gets a forward generated from its own part of the
+trace; the data form is what a saved model stores, so that loading runs no code from a file.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from depgraph.errors import DepgraphError
+
+Program = list[dict[str, Any]]
+
+
+def require(value: Any, expected: Any, name: str) -> None:
+    """Refuse an argument that the generated forward was not made for."""
+    if value is not expected and value != expected:
+        raise DepgraphError(
+            f"this pruned module was made for {name}={expected!r}; got another value, which needs "
+            "pruning again from a trace that passes it"
+        )
+
+
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "getitem": operator.getitem,
+    "mul": operator.mul,
+    "require": require,
+    "getattr": getattr,
+}
+_NAMED = {
+    "dtype": torch.dtype,
+    "memory_format": torch.memory_format,
+    "layout": torch.layout,
+    "device": torch.device,
+}
+
+
+def function_name(target: Any) -> str:
+    """Name under which a program stores a function."""
+    if isinstance(target, torch._ops.OpOverload):
+        return str(target)
+    for name, function in _FUNCTIONS.items():
+        if function is target:
+            return name
+    raise DepgraphError(f"a generated forward cannot call '{target}'")
+
+
+def _function(name: str) -> Callable[..., Any]:
+    if name in _FUNCTIONS:
+        return _FUNCTIONS[name]
+    namespace, _, rest = name.partition(".")
+    op, _, overload = rest.partition(".")
+    if namespace != "aten":
+        raise DepgraphError(f"a saved forward may call ATen ops only, not '{name}'")
+    packet = getattr(torch.ops.aten, op, None)
+    if packet is None or overload not in packet.overloads():
+        raise DepgraphError(f"this torch has no op '{name}', which the saved forward calls")
+    return getattr(packet, overload)
+
+
+def encode(value: Any) -> Any:
+    """An argument as plain data; fx nodes become references by name."""
+    if isinstance(value, fx.Node):
+        return {"node": value.name}
+    if isinstance(value, (list, tuple)):
+        return [encode(item) for item in value]
+    for kind, cls in _NAMED.items():
+        if isinstance(value, cls):
+            return {kind: str(value).removeprefix("torch.")}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise DepgraphError(f"a generated forward cannot hold a {type(value).__name__} ({value!r})")
+
+
+def _decode(value: Any, nodes: dict[str, fx.Node]) -> Any:
+    if isinstance(value, list):
+        return [_decode(item, nodes) for item in value]
+    if not isinstance(value, dict):
+        return value
+    ((kind, text),) = value.items()
+    if kind == "node":
+        return nodes[text]
+    return torch.device(text) if kind == "device" else getattr(torch, text)
+
+
+def to_program(graph: fx.Graph) -> Program:
+    """A graph as plain data."""
+    return [
+        {
+            "op": node.op,
+            "name": node.name,
+            "target": node.target if isinstance(node.target, str) else function_name(node.target),
+            "args": encode(node.args),
+            "kwargs": {key: encode(value) for key, value in node.kwargs.items()},
+        }
+        for node in graph.nodes
+    ]
+
+
+def to_graph(program: Program) -> fx.Graph:
+    """The graph that `to_program` wrote down."""
+    graph = fx.Graph()
+    nodes: dict[str, fx.Node] = {}
+    for item in program:
+        target = item["target"]
+        if item["op"] == "call_function":
+            target = _function(target)
+        args = tuple(_decode(item["args"], nodes))
+        kwargs = {key: _decode(value, nodes) for key, value in item["kwargs"].items()}
+        nodes[item["name"]] = graph.create_node(item["op"], target, args, kwargs, item["name"])
+    return graph
+
+
+def _compile(program: Program) -> Callable[..., Any]:
+    code = to_graph(program).python_code("self")
+    namespace = dict(code.globals)
+    exec(compile(code.src, "<depgraph: generated forward>", "exec"), namespace)  # noqa: S102
+    forward: Callable[..., Any] = namespace["forward"]
+    return forward
+
+
+def programmed_class(base: type[nn.Module], programs: dict[str, Program]) -> type[nn.Module]:
+    """A subclass of a module's class whose forward is generated.
+
+    Parameters
+    ----------
+    base : type
+        Class of the module; its other methods stay.
+    programs : dict
+        ``{"eval": program, "train": program}``; the second only where it differs.
+
+    Returns
+    -------
+    type
+    """
+    evaluate = _compile(programs["eval"])
+    namespace: dict[str, Any] = {
+        "depgraph_programs": programs,
+        "__module__": base.__module__,
+        "__doc__": f"{base.__name__} with a forward generated for its pruned sizes.",
+    }
+    if "train" in programs:
+        namespace["_forward_eval"] = evaluate
+        namespace["_forward_train"] = _compile(programs["train"])
+        namespace["forward"] = _by_mode
+    else:
+        namespace["forward"] = evaluate
+    return type(base.__name__, (base,), namespace)
+
+
+def _by_mode(self: Any, *args: Any, **kwargs: Any) -> Any:
+    return (self._forward_train if self.training else self._forward_eval)(*args, **kwargs)
+
+
+def original_class(module: nn.Module) -> type[nn.Module]:
+    """Class of a module before its forward was generated."""
+    cls = type(module)
+    return cls.__bases__[0] if "depgraph_programs" in cls.__dict__ else cls

@@ -1,0 +1,253 @@
+"""Writes a module's forward anew from its own trace, at the sizes of a plan, for both modes.
+
+Calls of child modules stay calls, so their mode, hooks and state keep working; sizes that come from
+the inputs (batch, tokens) are read from the inputs at run time; every other size is the plan's.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from operator import getitem, mul
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from depgraph._program import (
+    Program,
+    function_name,
+    original_class,
+    programmed_class,
+    require,
+    to_program,
+)
+from depgraph.axes import Atom, Axis, axis_size
+from depgraph.errors import DepgraphError
+from depgraph.propagate import Propagation, arguments, op_name
+from depgraph.trace import ModuleCall, Trace, structural_copy, trace_forward
+
+SIZE_ARGUMENTS = {
+    "aten.view": "size",
+    "aten.reshape": "shape",
+    "aten._unsafe_view": "size",
+    "aten.expand": "size",
+    "aten.zeros": "size",
+    "aten.ones": "size",
+    "aten.full": "size",
+    "aten.empty": "size",
+    "aten.rand": "size",
+    "aten.new_zeros": "size",
+    "aten.new_ones": "size",
+    "aten.new_full": "size",
+    "aten.new_empty": "size",
+    "aten.layer_norm": "normalized_shape",
+}
+"""Argument that spells out trailing dimensions of an op's result."""
+
+
+def regenerate(
+    module: nn.Module,
+    call: ModuleCall,
+    outer: Propagation,
+    tensors: Mapping[str, fx.Node],
+    sizes: Mapping[Atom, int],
+) -> type[nn.Module]:
+    """A class for a module whose forward computes with the sizes of a plan.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Before slicing; not changed.
+    call : ModuleCall
+        How the model calls it.
+    outer : Propagation
+        Of the whole model.
+    tensors : mapping of str to fx.Node
+        The outer node of each of the module's parameters and buffers, by local name.
+    sizes : mapping of Atom to int
+        Units left of each pruned atom.
+
+    Returns
+    -------
+    type
+        To assign to ``module.__class__``.
+
+    Raises
+    ------
+    DepgraphError
+        When the forward does what a program cannot say.
+    """
+    outer_inputs = [x for x in pytree.tree_leaves((call.args, call.kwargs)) if _is_node(x)]
+    args, kwargs = pytree.tree_map(_meta_like, (call.args, call.kwargs))
+    programs: dict[str, Program] = {}
+    for mode in ("eval", "train"):
+        copy = structural_copy(module).train(mode == "train")
+        traced = trace_forward(copy, args, kwargs)
+        seeds = dict(zip(traced.inputs, map(outer.axes, outer_inputs), strict=True))
+        seeds.update((node, outer.axes(tensors[name])) for name, node in traced.tensors.items())
+        p = Propagation(traced, seeds)
+        p.run(outputs_are_fixed=False)
+        programs[mode] = to_program(_Writer(p, call, sizes, module).write())
+    if programs["train"] == programs["eval"]:
+        del programs["train"]
+    return programmed_class(original_class(module), programs)
+
+
+def _is_node(value: Any) -> bool:
+    return isinstance(value, fx.Node)
+
+
+def _meta_like(value: Any) -> Any:
+    if not isinstance(value, fx.Node):
+        return value
+    fake = value.meta["val"]
+    return torch.empty(fake.shape, dtype=fake.dtype, device="meta")
+
+
+class _Writer:
+    """Turns one module's trace into a graph with child calls and free batch and token sizes."""
+
+    def __init__(
+        self, p: Propagation, call: ModuleCall, sizes: Mapping[Atom, int], module: nn.Module
+    ) -> None:
+        self.p = p
+        self.trace: Trace = p.trace
+        self.call = call
+        self.sizes = sizes
+        self.module = module
+        self.graph = fx.Graph()
+        self.made: dict[fx.Node, fx.Node] = {}
+        self.dynamic: dict[Atom, tuple[fx.Node, int]] = {}
+        self.names = {node: name for name, node in self.trace.tensors.items()}
+
+    def write(self) -> fx.Graph:
+        self._placeholders()
+        children = {c.start: c for c in self.trace.calls if c.depth == 1 and c.end > c.start}
+        root = next(c for c in self.trace.calls if c.depth == 0)
+        index = root.start
+        while index < root.end:
+            child = children.get(index)
+            if child is not None:
+                self._child(child)
+                index = child.end
+            else:
+                self._op(self.trace.nodes[index])
+                index += 1
+        self.graph.output(self._mapped(root.output))
+        return self.graph
+
+    def _placeholders(self) -> None:
+        signature = inspect.signature(type(self.module).forward)
+        names = list(signature.parameters)[1:]
+        bound = signature.bind(None, *self.call.args, **self.call.kwargs).arguments
+        inputs = iter(self.trace.inputs)
+        order = {id(x): next(inputs) for x in self._given_nodes()}
+        checks = []
+        for name in names:
+            parameter = signature.parameters[name]
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                if bound.get(name):
+                    raise DepgraphError(f"{self._where()} takes '*{name}', which is not supported")
+                continue
+            default = parameter.default
+            extra = {} if default is parameter.empty else {"default_value": default}
+            placeholder = self.graph.placeholder(name, **extra)
+            value = bound.get(name, default)
+            if isinstance(value, fx.Node):
+                self.made[order[id(value)]] = placeholder
+                self._note_dynamic(order[id(value)], placeholder)
+            else:
+                checks.append((placeholder, value, name))
+        for placeholder, value, name in checks:
+            self.graph.call_function(require, (placeholder, value, name))
+
+    def _given_nodes(self) -> list[fx.Node]:
+        return [x for x in pytree.tree_leaves((self.call.args, self.call.kwargs)) if _is_node(x)]
+
+    def _note_dynamic(self, node: fx.Node, placeholder: fx.Node) -> None:
+        for dim, axis in enumerate(self.p.axes(node)):
+            if len(axis) == 1 and isinstance(axis[0], Atom) and axis[0].frozen:
+                self.dynamic.setdefault(axis[0], (placeholder, dim))
+
+    def _where(self) -> str:
+        return f"module '{self.call.name}' ({type(self.module).__name__})"
+
+    def _child(self, child: ModuleCall) -> None:
+        args = self._mapped(child.args)
+        kwargs = self._mapped(child.kwargs)
+        result = self.graph.call_module(child.name, args, kwargs)
+        outputs = child.output if isinstance(child.output, (tuple, list)) else None
+        if outputs is None:
+            self.made[child.output] = result
+            return
+        for i, output in enumerate(outputs):
+            if isinstance(output, fx.Node):
+                self.made[output] = self.graph.call_function(getitem, (result, i))
+
+    def _op(self, node: fx.Node) -> None:
+        function_name(node.target)  # refuses what a program cannot hold
+        args, kwargs = self._mapped(node.args), dict(self._mapped(node.kwargs))
+        if "device" in kwargs:
+            first = next(iter(self.made.values()))
+            kwargs["device"] = self.graph.call_function(getattr, (first, "device"))
+        name = op_name(node)
+        if name in SIZE_ARGUMENTS:
+            args, kwargs = self._with_sizes(node, SIZE_ARGUMENTS[name], args, kwargs)
+        if name == "aten.scaled_dot_product_attention":
+            kwargs.update(self._scale(node))
+        self.made[node] = self.graph.call_function(node.target, args, kwargs)
+
+    def _scale(self, node: fx.Node) -> dict[str, float]:
+        """The temperature of the original width, where the op would take that of the new one."""
+        a = arguments(node)
+        axis = self.p.axes(a["query"])[-1]
+        if a["scale"] is not None or axis_size(axis, self.sizes) == axis_size(axis):
+            return {}
+        return {"scale": axis_size(axis) ** -0.5}
+
+    def _with_sizes(
+        self, node: fx.Node, argument: str, args: Any, kwargs: dict[str, Any]
+    ) -> tuple[Any, dict[str, Any]]:
+        given = list(arguments(node)[argument])
+        axes = self.p.axes(node)[-len(given) :] if given else []
+        new = [
+            size if size == -1 else self._size(axis) for size, axis in zip(given, axes, strict=True)
+        ]
+        schema = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]
+        place = schema.index(argument)
+        if place < len(args):
+            return (*args[:place], new, *args[place + 1 :]), kwargs
+        return args, {**kwargs, argument: new}
+
+    def _size(self, axis: Axis) -> Any:
+        """Size of an axis: a number, or an expression of the inputs' sizes."""
+        fixed = 1
+        result: Any = None
+        for factor in axis:
+            if isinstance(factor, Atom) and factor in self.dynamic:
+                source, dim = self.dynamic[factor]
+                size = self.graph.call_method("size", (source, dim))
+                result = size if result is None else self._times(result, size)
+            else:
+                fixed *= axis_size((factor,), self.sizes)
+        if result is None:
+            return fixed
+        return result if fixed == 1 else self._times(result, fixed)
+
+    def _times(self, left: Any, right: Any) -> fx.Node:
+        return self.graph.call_function(mul, (left, right))
+
+    def _mapped(self, value: Any) -> Any:
+        return pytree.tree_map_only(fx.Node, self._node, value)
+
+    def _node(self, node: fx.Node) -> fx.Node:
+        if node not in self.made:
+            if node not in self.names:
+                raise DepgraphError(
+                    f"{self._where()} uses '{node.name}', which one of its children computes but "
+                    "does not return; its forward cannot be generated"
+                )
+            self.made[node] = self.graph.get_attr(self.names[node])
+        return self.made[node]

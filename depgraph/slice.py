@@ -1,0 +1,305 @@
+"""Cuts a plan out of a model: new tensors, new attributes, and generated forwards where needed.
+
+Everything is prepared on a structural copy and proven there by `verify`; the caller's model changes
+only afterwards, and only when asked to.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from depgraph._attributes import candidates, layer_attributes, spelled_out, with_integer
+from depgraph.axes import Atom, axis_atoms, kept_indices
+from depgraph.cost import value_shape
+from depgraph.errors import DepgraphError
+from depgraph.graph import DependencyGraph, example_from_spec, trace
+from depgraph.groups import attention_products
+from depgraph.plan import Plan
+from depgraph.propagate import Propagation
+from depgraph.regenerate import regenerate
+from depgraph.trace import ModuleCall, named_tensors, shape, structural_copy
+from depgraph.verify import RecoverableMismatch, verify
+
+
+@dataclass
+class Edits:
+    """What changes in a model: tensors by the identity of the old one, the rest by module name."""
+
+    tensors: dict[int, Tensor] = field(default_factory=dict)
+    attributes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    classes: dict[str, type[nn.Module]] = field(default_factory=dict)
+
+    def apply(self, model: nn.Module) -> None:
+        """Make the changes in the model itself."""
+        for name, module in model.named_modules():
+            for registry in (module._parameters, module._buffers):
+                for key, tensor in registry.items():
+                    if tensor is not None:
+                        registry[key] = self.tensors[id(tensor)]
+            vars(module).update(self.attributes.get(name, {}))
+            if name in self.classes:
+                module.__class__ = self.classes[name]
+
+
+def apply_plan(plan: Plan, model: nn.Module, inplace: bool = False) -> nn.Module:
+    """See `depgraph.Plan.apply`."""
+    graph = _graph_for(plan, model)
+    slicer = _Slicer(graph, plan, model)
+    edits = Edits()
+    edits.tensors = slicer.new_tensors(share=inplace)
+    slicer.add_attributes(edits)
+    slicer.add_classes(edits)
+    small = structural_copy(model)
+    edits.apply(small)
+    while (module := _mismatch(slicer, small)) is not None:
+        if module in edits.classes:
+            raise DepgraphError(f"module '{module}' computes with a factor that depends on a size")
+        edits.classes[module] = slicer.generated(module)
+        dict(small.named_modules())[module].__class__ = edits.classes[module]
+    if not inplace:
+        return small
+    edits.apply(model)
+    return model
+
+
+def _mismatch(slicer: _Slicer, small: nn.Module) -> str | None:
+    """Module whose forward needs generating, by the verifying trace; None when all agrees."""
+    try:
+        verify(slicer.graph, small, slicer.sizes)
+    except RecoverableMismatch as mismatch:
+        return mismatch.module
+    return None
+
+
+def _graph_for(plan: Plan, model: nn.Module) -> DependencyGraph:
+    """The graph the plan was made from, or that of the model traced again; both must fit."""
+    tensors, parameters = named_tensors(model)
+    graph = plan._graph
+    if graph is None:
+        graph = trace(model, example_from_spec(plan.inputs))
+    for name in parameters | graph.traced.parameters:
+        node, tensor = graph.traced.tensors.get(name), tensors.get(name)
+        expected = None if node is None else shape(node)
+        found = None if tensor is None else tuple(tensor.shape)
+        if expected != found:
+            raise DepgraphError(
+                f"the plan is for another model: parameter '{name}' has shape {found}, the plan "
+                f"expects {expected}; make a plan from depgraph.trace of this model"
+            )
+    sizes = {group.name: group.size for group in graph.prunable}
+    if plan.sizes != sizes:
+        name = next(
+            iter(
+                {**plan.sizes, **sizes}.items() ^ sizes.items() | plan.sizes.items() ^ sizes.items()
+            )
+        )[0]
+        raise DepgraphError(
+            f"the plan is for another model: group '{name}' has {plan.sizes.get(name)} units in "
+            f"the plan and {sizes.get(name)} in the model; make a plan from this model"
+        )
+    return graph
+
+
+class _Slicer:
+    """Works out, from graph and plan, what has to change in one model."""
+
+    def __init__(self, graph: DependencyGraph, plan: Plan, model: nn.Module) -> None:
+        self.graph = graph
+        self.plan = plan
+        self.model = model
+        self.p: Propagation = graph.propagation
+        self.kept = graph.kept_atoms(plan)
+        self.sizes: dict[Atom, int] = {atom: len(units) for atom, units in self.kept.items()}
+        self.modules = dict(model.named_modules())
+        tensors, _ = named_tensors(model)
+        self.first_name = {id(tensor): name for name, tensor in tensors.items()}
+        self.calls: dict[str, list[ModuleCall]] = {}
+        for call in graph.traced.calls:
+            self.calls.setdefault(call.name, []).append(call)
+
+    def new_tensors(self, share: bool) -> dict[int, Tensor]:
+        """The tensor to put in place of each old one; unpruned ones are shared or copied."""
+        tensors, _ = named_tensors(self.model)
+        new: dict[int, Tensor] = {}
+        for name, old in tensors.items():
+            value = self._sliced(name, old.detach())
+            if value.data_ptr() == old.data_ptr() and not share:
+                value = value.clone()
+            if isinstance(old, nn.Parameter):
+                value = (
+                    old if value is old else nn.Parameter(value, requires_grad=old.requires_grad)
+                )
+            new[id(old)] = value
+        return new
+
+    def _sliced(self, name: str, tensor: Tensor) -> Tensor:
+        node = self.graph.traced.tensors.get(name)
+        for dim, axis in enumerate(self.p.axes(node)):
+            if any(atom in self.kept for atom in axis_atoms(axis)):
+                indices = kept_indices(axis, self.kept).to(tensor.device)
+                tensor = tensor.index_select(dim, indices)
+        return tensor
+
+    def own_nodes(self, module: nn.Module, recurse: bool = False) -> dict[str, fx.Node]:
+        """Traced nodes of a module's parameters and buffers, by local name."""
+        found = itertools.chain(
+            module.named_parameters(recurse=recurse, remove_duplicate=False),
+            module.named_buffers(recurse=recurse, remove_duplicate=False),
+        )
+        nodes = self.graph.traced.tensors
+        return {local: nodes[self.first_name[id(tensor)]] for local, tensor in found}
+
+    def add_attributes(self, edits: Edits) -> None:
+        """Integers of every module that name a pruned size."""
+        for name, module in self.modules.items():
+            nodes = self.own_nodes(module)
+            shapes = {local: value_shape(self.p, node, self.sizes) for local, node in nodes.items()}
+            attributes = layer_attributes(module, shapes)
+            if not attributes:
+                attributes = self._inferred(name, module, nodes)
+            if attributes:
+                edits.attributes[name] = attributes
+
+    def _inferred(
+        self, name: str, module: nn.Module, nodes: Mapping[str, fx.Node]
+    ) -> dict[str, Any]:
+        calls = self.calls.get(name, [])
+        options = candidates(self.p, module, calls, nodes, self.sizes)
+        choices = (self._chosen(module, choice) for choice in _choices(options))
+        first = next(choices)
+        if self.must_be_generated(name) or not self._spells_out(name):
+            return first
+        for attributes in itertools.chain([first], choices):
+            if self._runs(name, module, attributes):
+                return attributes
+        return first
+
+    def _chosen(self, module: nn.Module, choice: dict[tuple[Any, ...], int]) -> dict[str, Any]:
+        attributes: dict[str, Any] = {}
+        for (attribute, *path), new in choice.items():
+            value = attributes.get(attribute, vars(module)[attribute])
+            attributes[attribute] = with_integer(value, tuple(path), new)
+        return attributes
+
+    def _own_ops(self, name: str) -> Iterator[fx.Node]:
+        owner = self.graph.traced.owner
+        for call in self.calls.get(name, []):
+            for node in self.graph.traced.nodes[call.start : call.end]:
+                if owner.get(node) == name:
+                    yield node
+
+    def _spells_out(self, name: str) -> bool:
+        """Whether a size may be written into the module: it has literals, and some size changes.
+
+        Which sizes a literal stands for cannot be told from the trace: ``reshape(B, N, C)`` with
+        the width of the input is right only while that equals ``heads x head_dim``.
+        """
+        literal = changed = False
+        for node in self._own_ops(name):
+            if node.op != "call_function":
+                continue
+            axes = self.p.axes(node)
+            literal |= any(
+                not atom.frozen for dim in spelled_out(node) for atom in axis_atoms(axes[dim])
+            )
+            changed |= any(
+                value_shape(self.p, value, self.sizes) != shape(value)
+                for value in (node, *node.all_input_nodes)
+            )
+        return literal and changed
+
+    def must_be_generated(self, name: str) -> bool:
+        """Whether an attention of the module loses head dims, which would change its temperature.
+
+        A fused attention takes its default scale from the width it sees, and a module may switch
+        between the fused and the written-out form at any time, so both are settled here.
+        """
+        return name in self._cut_attention
+
+    @property
+    def _cut_attention(self) -> set[str]:
+        if not hasattr(self, "_cut"):
+            owner = self.graph.traced.owner
+            self._cut = {
+                owner.get(product.node, "")
+                for product in attention_products(self.p)
+                if any(atom in self.sizes for atom in axis_atoms(product.query_dim))
+            }
+        return self._cut
+
+    def _runs(self, name: str, module: nn.Module, attributes: dict[str, Any]) -> bool:
+        """Whether the module, sliced and with these attributes, computes the predicted shapes."""
+        trial = structural_copy(module)
+        edits = Edits(attributes=self._inner_attributes(trial))
+        edits.attributes[""] = attributes
+        edits.tensors = {
+            id(tensor): torch.empty(
+                value_shape(self.p, self._node_of(tensor), self.sizes),
+                dtype=tensor.dtype,
+                device="meta",
+            )
+            for tensor in (*trial.parameters(), *trial.buffers())
+        }
+        edits.apply(trial)
+        for call in self.calls[name]:
+            args, kwargs = pytree.tree_map_only(fx.Node, self._predicted, (call.args, call.kwargs))
+            try:
+                with torch.no_grad():
+                    output = trial(*args, **kwargs)
+            except (RuntimeError, ValueError, TypeError, IndexError, AssertionError):
+                return False
+            expected = [self._predicted(x).shape for x in _nodes(call.output)]
+            if [x.shape for x in pytree.tree_leaves(output) if isinstance(x, Tensor)] != expected:
+                return False
+        return True
+
+    def _inner_attributes(self, trial: nn.Module) -> dict[str, dict[str, Any]]:
+        inner = {}
+        for name, module in trial.named_modules():
+            shapes = {
+                local: value_shape(self.p, node, self.sizes)
+                for local, node in self.own_nodes(module).items()
+            }
+            inner[name] = layer_attributes(module, shapes)
+        return inner
+
+    def _node_of(self, tensor: Tensor) -> fx.Node:
+        return self.graph.traced.tensors[self.first_name[id(tensor)]]
+
+    def _predicted(self, node: fx.Node) -> Tensor:
+        fake = node.meta["val"]
+        size = value_shape(self.p, node, self.sizes)
+        return torch.empty(size, dtype=fake.dtype, device="meta")
+
+    def add_classes(self, edits: Edits) -> None:
+        """Generated forwards for the modules that no attribute can make smaller."""
+        for name, module in self.modules.items():
+            if not self.calls.get(name):
+                continue
+            attributes = edits.attributes.get(name, {})
+            if self.must_be_generated(name) or (
+                name and self._spells_out(name) and not self._runs(name, module, attributes)
+            ):
+                edits.classes[name] = self.generated(name)
+
+    def generated(self, name: str) -> type[nn.Module]:
+        """The class of a module with its forward generated for the plan."""
+        module, calls = self.modules[name], self.calls[name]
+        nodes = self.own_nodes(module, recurse=True)
+        return regenerate(module, calls[0], self.p, nodes, self.sizes)
+
+
+def _choices(options: dict[tuple[Any, ...], list[int]]) -> Iterator[dict[tuple[Any, ...], int]]:
+    for values in itertools.product(*options.values()):
+        yield dict(zip(options, values, strict=True))
+
+
+def _nodes(value: Any) -> list[fx.Node]:
+    return [x for x in pytree.tree_leaves(value) if isinstance(x, fx.Node)]
