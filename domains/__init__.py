@@ -1,0 +1,40 @@
+"""Data by domain, leave-one-domain-out fine-tuning and its measures: the protocol of DomainBed.
+
+The one thing to know: the target domain of a `Split` is read by `evaluate` alone.
+"""
+
+from domains._epoch import EpochRow
+from domains._images import image_size
+from domains.digits import write_digits
+from domains.evaluation import Batches, batches, evaluate
+from domains.folders import DomainData, Sample, load_domains
+from domains.recipe import (
+    DIGITS_MODELS,
+    DIGITS_RECIPE,
+    DIGITS_RECOVERY,
+    DemoModel,
+    FinetuneSettings,
+)
+from domains.split import Split, leave_one_out
+from domains.training import FinetuneResult, finetune
+
+__all__ = [
+    "DIGITS_MODELS",
+    "DIGITS_RECIPE",
+    "DIGITS_RECOVERY",
+    "Batches",
+    "DemoModel",
+    "DomainData",
+    "EpochRow",
+    "FinetuneResult",
+    "FinetuneSettings",
+    "Sample",
+    "Split",
+    "batches",
+    "evaluate",
+    "finetune",
+    "image_size",
+    "leave_one_out",
+    "load_domains",
+    "write_digits",
+]

@@ -1,0 +1,66 @@
+"""Where and how a model runs: accelerate's device and precision, and the model put back after."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+
+from depgraph import DepgraphError
+
+
+def accelerator(device: str | None, amp: bool) -> Accelerator:
+    """Return an accelerator for `device` (None: CUDA where there is one, else the CPU).
+
+    Raises
+    ------
+    DepgraphError
+        The device is not on this machine.
+    """
+    wanted = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if wanted.type == "cuda":
+        if not torch.cuda.is_available() or (wanted.index or 0) >= torch.cuda.device_count():
+            raise DepgraphError(f"device '{device}' is not on this machine; use 'cpu'")
+        torch.cuda.set_device(wanted.index or 0)
+    elif wanted.type != "cpu":
+        raise DepgraphError(f"device '{device}' is not supported; use 'cpu' or 'cuda'")
+    half = wanted.type == "cuda" and not torch.cuda.is_bf16_supported()
+    precision = ("fp16" if half else "bf16") if amp else "no"
+    # accelerate keeps one state per process and refuses another device or precision later on, but
+    # one process of ours trains, evaluates and compares under several.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(cpu=wanted.type == "cpu", mixed_precision=precision)
+
+
+def loader_workers(device: torch.device, num_workers: int | None) -> int:
+    """Return the number of loader processes: as asked, else none on the CPU, up to 8 on CUDA."""
+    if num_workers is not None:
+        return num_workers
+    return 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
+
+
+@contextmanager
+def borrowed(model: nn.Module, device: torch.device, train: bool) -> Iterator[nn.Module]:
+    """Move the model and set its mode; on leaving, put back its device and each module's mode."""
+    modes = [(module, module.training) for module in model.modules()]
+    home = next((tensor.device for tensor in model.parameters()), device)
+    model.to(device).train(train)
+    try:
+        yield model
+    finally:
+        model.to(home)
+        for module, training in modes:
+            module.training = training
+
+
+def all_logits(output: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return the logits of each head: distilled models give a tuple in train mode."""
+    return output if isinstance(output, tuple) else (output,)
+
+
+def mean_logits(output: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """Return one prediction (batch, classes), the mean of the heads."""
+    return torch.stack(all_logits(output)).mean(0)

@@ -1,0 +1,159 @@
+"""Settings of a fine-tuning; the defaults are the recipe for pretrained transformers."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from depgraph import DepgraphError
+
+
+@dataclass(frozen=True)
+class FinetuneSettings:
+    """Everything that decides the result of a fine-tuning, beside model, data and teacher.
+
+    Parameters
+    ----------
+    epochs, batch_size : int
+        One epoch draws as many images as the sources have for training, rounded up to whole
+        batches. The batch size is over all domains together.
+    lr, weight_decay : float
+        Peak learning rate; decay of matrices only (timm leaves vectors and what the model names).
+    warmup_epochs : float
+        Linear warm-up from 1% of `lr`; then `schedule` ends at 1% of `lr`.
+    optimizer, schedule : str
+        Names that timm knows: adamw, sgd, lamb, ...; cosine, poly, constant, ...
+    layer_decay : float
+        Factor on `lr` per layer away from the head; 1: the same for all.
+    clip_grad : float or None
+        Largest gradient norm.
+    smoothing, mixup, cutmix : float
+        Label smoothing; the alphas of mixup and cutmix (0: off).
+    sampling : "equal" or "concat"
+        "equal": each batch has as many images of each source domain, as in DomainBed, the images
+        of a small domain being drawn more often. "concat": all images of all sources alike.
+    ema_decay : float
+        Decay of the moving average of the weights that is then validated and returned; 0: none.
+        Warmed up, so that a short run is averaged too.
+    distill_weight, distill_temperature : float
+        With a teacher: share of the distillation loss, and its temperature.
+    crop_scale, crop_ratio : (float, float)
+        Area and aspect ratio of the random crop.
+    hflip, color_jitter, grayscale, random_erasing : float
+        Probability of the flip, strength of the jitter, probability of grey, of erasing.
+    auto_augment : str or None
+        A timm policy such as "rand-m7-mstd0.5-inc1" or "augmix-m3"; replaces the colour jitter.
+    img_size : int or None
+        None: the size the model was built for.
+    seed : int
+        Decides order, augmentation, drop-out; each epoch and each image has its own stream, so
+        that neither `num_workers` nor a resumed run changes the result.
+    device : str or None
+        None: CUDA where there is one, else the CPU.
+    amp : bool
+        Mixed precision: bfloat16, or float16 with loss scaling on GPUs without it.
+    num_workers : int or None
+        Loader processes; None: none on the CPU, up to 8 beside a GPU.
+    cache_mib : float
+        Keep the decoded images in memory if all need at most this; else decode at every use.
+    """
+
+    epochs: int = 6
+    batch_size: int = 32
+    lr: float = 1e-4
+    weight_decay: float = 0.05
+    warmup_epochs: float = 0.5
+    optimizer: str = "adamw"
+    schedule: str = "cosine"
+    layer_decay: float = 1.0
+    clip_grad: float | None = 1.0
+    smoothing: float = 0.1
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    sampling: Literal["equal", "concat"] = "equal"
+    ema_decay: float = 0.0
+    distill_weight: float = 0.5
+    distill_temperature: float = 2.0
+    crop_scale: tuple[float, float] = (0.5, 1.0)
+    crop_ratio: tuple[float, float] = (0.75, 4 / 3)
+    hflip: float = 0.5
+    color_jitter: float = 0.4
+    grayscale: float = 0.2
+    random_erasing: float = 0.0
+    auto_augment: str | None = None
+    img_size: int | None = None
+    seed: int = 0
+    device: str | None = None
+    amp: bool = False
+    num_workers: int | None = None
+    cache_mib: float = 1024.0
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot train."""
+        rules: list[tuple[str, bool, str]] = [
+            ("epochs", self.epochs >= 1, "at least 1"),
+            ("batch_size", self.batch_size >= 1, "at least 1"),
+            ("lr", self.lr > 0, "above 0"),
+            ("weight_decay", self.weight_decay >= 0, "at least 0"),
+            ("warmup_epochs", 0 <= self.warmup_epochs < self.epochs, "from 0 to below epochs"),
+            ("layer_decay", 0 < self.layer_decay <= 1, "above 0 and at most 1"),
+            ("clip_grad", self.clip_grad is None or self.clip_grad > 0, "above 0, or None"),
+            ("smoothing", 0 <= self.smoothing < 1, "from 0 to below 1"),
+            ("mixup", self.mixup >= 0, "at least 0"),
+            ("cutmix", self.cutmix >= 0, "at least 0"),
+            ("sampling", self.sampling in ("equal", "concat"), "'equal' or 'concat'"),
+            ("ema_decay", 0 <= self.ema_decay < 1, "from 0 to below 1"),
+            ("distill_weight", 0 <= self.distill_weight <= 1, "from 0 to 1"),
+            ("distill_temperature", self.distill_temperature > 0, "above 0"),
+            ("crop_scale", 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1, "within (0, 1]"),
+            ("num_workers", self.num_workers is None or self.num_workers >= 0, "at least 0"),
+        ]
+        for name, good, allowed in rules:
+            if not good:
+                raise DepgraphError(f"{name} is {getattr(self, name)!r}; it must be {allowed}")
+        if (self.mixup or self.cutmix) and self.batch_size % 2:
+            raise DepgraphError(
+                f"batch_size {self.batch_size} is odd, but mixup and cutmix need pairs; "
+                "make it even"
+            )
+
+
+@dataclass(frozen=True)
+class DemoModel:
+    """Arguments for `timm.create_model`: a small transformer for the digits of `write_digits`."""
+
+    name: str
+    kwargs: dict[str, Any]
+
+
+_DIGITS_SHAPE: dict[str, Any] = {
+    "img_size": 32,
+    "patch_size": 4,
+    "embed_dim": 96,
+    "depth": 4,
+    "num_heads": 4,
+    "num_classes": 10,
+}
+
+DIGITS_MODELS: dict[str, DemoModel] = {
+    "vit": DemoModel("vit_tiny_patch16_224", _DIGITS_SHAPE),
+    "deit": DemoModel("deit_tiny_distilled_patch16_224", _DIGITS_SHAPE),
+    "beit": DemoModel("beit_base_patch16_224", _DIGITS_SHAPE),
+}
+
+_DIGITS_LOOK: dict[str, Any] = {
+    # No flips (2 and 5 would be lost), crops that keep the whole stroke, colours at will.
+    "hflip": 0.0,
+    "crop_scale": (0.7, 1.0),
+    "crop_ratio": (0.85, 1 / 0.85),
+    "color_jitter": 0.4,
+    "grayscale": 0.2,
+}
+
+DIGITS_RECIPE = FinetuneSettings(
+    epochs=12, batch_size=32, lr=1.5e-3, warmup_epochs=1, smoothing=0.05, **_DIGITS_LOOK
+)
+"""Training of a `DIGITS_MODELS` model from scratch."""
+
+DIGITS_RECOVERY = FinetuneSettings(
+    epochs=4, batch_size=32, lr=8e-4, warmup_epochs=0.2, smoothing=0.05, **_DIGITS_LOOK
+)
+"""Training of the same model after pruning."""
