@@ -5,6 +5,7 @@ from depgraph.graph import DependencyGraph, count_macs, trace
 from depgraph.groups import Group, Member
 from depgraph.plan import Plan
 from depgraph.propagate import rule
+from depgraph.store import load, plans_of, save
 
 __all__ = [
     "DependencyGraph",
@@ -13,6 +14,9 @@ __all__ = [
     "Member",
     "Plan",
     "count_macs",
+    "load",
+    "plans_of",
     "rule",
+    "save",
     "trace",
 ]

@@ -63,10 +63,17 @@ def apply_plan(plan: Plan, model: nn.Module, inplace: bool = False) -> nn.Module
             raise DepgraphError(f"module '{module}' computes with a factor that depends on a size")
         edits.classes[module] = slicer.generated(module)
         dict(small.named_modules())[module].__class__ = edits.classes[module]
-    if not inplace:
-        return small
-    edits.apply(model)
-    return model
+    if inplace:
+        edits.apply(model)
+        small = model
+    _remember(plan, small)
+    return small
+
+
+def _remember(plan: Plan, small: nn.Module) -> None:
+    """Keep the plan with the model, as text, for `depgraph.save`."""
+    earlier = vars(small).get("depgraph_plans", [])
+    vars(small)["depgraph_plans"] = [*earlier, plan.to_json()]
 
 
 def _mismatch(slicer: _Slicer, small: nn.Module) -> str | None:

@@ -1,0 +1,215 @@
+"""Saves a model, pruned or not, as a directory of JSON and safetensors, and loads it bit for bit.
+
+A directory holds ``model.safetensors`` (parameters and persistent buffers), ``buffers.safetensors``
+(the others, where there are any), ``structure.json`` (the module tree), ``plan.json`` (what was
+removed, where something was; ``plan.<i>.json`` for earlier prunings) and ``config.json`` (the model's
+name and data configuration in timm's form).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from depgraph._structure import Decoder, Encoder
+from depgraph.errors import DepgraphError
+from depgraph.plan import Plan
+
+FORMAT = 1
+"""Version of the directory's layout."""
+
+_WEIGHTS, _BUFFERS, _STRUCTURE = "model.safetensors", "buffers.safetensors", "structure.json"
+
+
+def save(model: nn.Module, directory: str | PathLike[str]) -> None:
+    """Save a model so that `load` gives it back bit for bit.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Pruned by a plan, or not.
+    directory : path
+        Made if it does not exist; other files in it are left alone.
+
+    Raises
+    ------
+    DepgraphError
+        When an attribute cannot be saved as plain data, or the files cannot be written. What was
+        there before is kept then.
+
+    Notes
+    -----
+    The structure is recorded as it is, instead of the name and arguments that once built the model:
+    it also holds what was changed since (a new head, a replaced layer), and loading needs no trace.
+    """
+    directory = Path(directory)
+    encoder = Encoder()
+    structure = {
+        "format": FORMAT,
+        "torch": torch.__version__,
+        "model": encoder.module(model),
+    }
+    texts = {_STRUCTURE: json.dumps(structure), "config.json": json.dumps(_config(model), indent=1)}
+    plans = plans_of(model)
+    for i, plan in enumerate(plans[:-1]):
+        texts[f"plan.{i}.json"] = plan.to_json()
+    if plans:
+        texts["plan.json"] = plans[-1].to_json()
+    try:
+        _write(directory, texts, encoder)
+    except OSError as error:
+        raise DepgraphError(
+            f"cannot save to '{directory}': {error.strerror or error}; choose another directory"
+        ) from error
+    except SafetensorError as error:
+        raise DepgraphError(
+            f"cannot save to '{directory}': {error}; choose another directory"
+        ) from error
+
+
+def _write(directory: Path, texts: dict[str, str], encoder: Encoder) -> None:
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    try:
+        save_file(_flat(encoder.persistent), temporary / _WEIGHTS, metadata={"format": "pt"})
+        if encoder.transient:
+            save_file(_flat(encoder.transient), temporary / _BUFFERS)
+        for name, text in texts.items():
+            (temporary / name).write_text(text, encoding="utf-8")
+        directory.mkdir(exist_ok=True)
+        for path in sorted(temporary.iterdir()):
+            os.replace(path, directory / path.name)
+        for stale in _stale(directory, texts, encoder):
+            stale.unlink()
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _stale(directory: Path, texts: dict[str, str], encoder: Encoder) -> list[Path]:
+    """Files of an earlier save that this one does not have."""
+    ours = [directory / "plan.json", *directory.glob("plan.[0-9]*.json")]
+    if not encoder.transient:
+        ours.append(directory / _BUFFERS)
+    return [path for path in ours if path.exists() and path.name not in texts]
+
+
+def _flat(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors as safetensors takes them: contiguous, none a view into another's memory."""
+    seen: set[int] = set()
+    out = {}
+    for name, tensor in tensors.items():
+        storage = tensor.untyped_storage().data_ptr()
+        whole = tensor.is_contiguous() and storage not in seen
+        seen.add(storage)
+        out[name] = tensor if whole else tensor.clone(memory_format=torch.contiguous_format)
+    return out
+
+
+def _config(model: nn.Module) -> dict[str, Any]:
+    """What timm's hub form says of a model; little more than the class for others."""
+    cfg = getattr(model, "pretrained_cfg", None)
+    config: dict[str, Any] = {"architecture": type(model).__name__, "depgraph_format": FORMAT}
+    if isinstance(cfg, dict):
+        plain = {key: value for key, value in cfg.items() if _is_plain(value)}
+        config["architecture"] = plain.get("architecture", config["architecture"])
+        config["pretrained_cfg"] = plain
+    for name in ("num_classes", "num_features"):
+        value = getattr(model, name, None)
+        if isinstance(value, int):
+            config[name] = value
+    return config
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def plans_of(model: nn.Module) -> tuple[Plan, ...]:
+    """The plans that made a model what it is, earliest first; none for a dense model.
+
+    Parameters
+    ----------
+    model : nn.Module
+
+    Returns
+    -------
+    tuple of Plan
+    """
+    return tuple(map(Plan.from_json, vars(model).get("depgraph_plans", ())))
+
+
+def load(directory: str | PathLike[str], device: str | torch.device = "cpu") -> nn.Module:
+    """A model that `save` wrote.
+
+    Parameters
+    ----------
+    directory : path
+    device : str or torch.device
+        Where its tensors go.
+
+    Returns
+    -------
+    nn.Module
+        In the mode in which it was saved, with the same parameters, buffers and attributes.
+
+    Raises
+    ------
+    DepgraphError
+        When a file is missing or damaged, or the model needs a package that is not there.
+    """
+    directory = Path(directory)
+    structure = _read_json(directory / _STRUCTURE)
+    if structure.get("format") != FORMAT:
+        raise DepgraphError(
+            f"'{directory}' has format {structure.get('format')!r}; this version reads {FORMAT}"
+        )
+    tensors = _read_tensors(directory / _WEIGHTS, device)
+    if (directory / _BUFFERS).exists():
+        tensors.update(_read_tensors(directory / _BUFFERS, device))
+    try:
+        model = Decoder(tensors).module(structure["model"])
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, DepgraphError):
+            raise
+        raise DepgraphError(f"'{directory / _STRUCTURE}' is damaged: {error!r}") from error
+    plans = [*sorted(directory.glob("plan.[0-9]*.json")), directory / "plan.json"]
+    texts = [path.read_text(encoding="utf-8") for path in plans if path.exists()]
+    if texts:
+        model.depgraph_plans = texts  # type: ignore[assignment]
+    return model
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DepgraphError(
+            f"'{path.parent}' is no saved model: {path.name}: {error.strerror}; "
+            "save one with depgraph.save"
+        ) from error
+    except ValueError as error:
+        raise DepgraphError(f"'{path}' is damaged: {error}; save the model again") from error
+    if not isinstance(data, dict):
+        raise DepgraphError(f"'{path}' is damaged: no JSON object; save the model again")
+    return data
+
+
+def _read_tensors(path: Path, device: str | torch.device) -> dict[str, Tensor]:
+    try:
+        return load_file(path, device=str(device))
+    except OSError as error:
+        raise DepgraphError(f"cannot read '{path}': {error.strerror or error}") from error
+    except SafetensorError as error:
+        raise DepgraphError(f"'{path}' is damaged: {error}; save the model again") from error
