@@ -1,8 +1,8 @@
-"""Finds what the integers of a module mean from the axes its forward works with; no list of classes.
+"""Finds what the integers of a module mean from the axes its forward works with.
 
-``num_heads = 12`` in a module whose views have an axis ``heads`` of 12 is that axis. Where several
-axes have the same size, those that the module's own views spell out come first, and the caller tries
-the alternatives in order.
+``num_heads = 12`` in a module whose views have an axis ``heads`` of 12 is that axis. No list
+of classes says so. Where several axes have the same size, those that the module's own views spell
+out come first, and the caller tries the alternatives in order.
 """
 
 from __future__ import annotations
@@ -26,8 +26,35 @@ _PARAMETER_SIZES: tuple[tuple[type[nn.Module], dict[str, tuple[str, int]]], ...]
 """What torch's own layers call the dimensions of their parameters."""
 
 _OF_POSITIONS = frozenset(
-    "patch patches token tokens grid img image window seq len length pos kernel stride padding "
-    "depth layer layers class classes prefix reg stage block blocks index size".split()
+    {
+        "patch",
+        "patches",
+        "token",
+        "tokens",
+        "grid",
+        "img",
+        "image",
+        "window",
+        "seq",
+        "len",
+        "length",
+        "pos",
+        "kernel",
+        "stride",
+        "padding",
+        "depth",
+        "layer",
+        "layers",
+        "class",
+        "classes",
+        "prefix",
+        "reg",
+        "stage",
+        "block",
+        "blocks",
+        "index",
+        "size",
+    }
 )
 """Words in names of integers that count positions or layers, which no group is about."""
 

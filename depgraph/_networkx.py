@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def build_networkx(graph: DependencyGraph) -> nx.MultiDiGraph:
-    """Nodes of type ``value``, ``parameter``, ``buffer`` and ``group``; attributes are text or numbers.
+    """Nodes of type ``value``, ``parameter``, ``buffer`` and ``group``, with plain attributes.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ def build_networkx(graph: DependencyGraph) -> nx.MultiDiGraph:
         Edges of type ``data`` (operand to result), ``coupling`` (two dimensions that ``op`` made
         the same) and ``member`` (group to parameter or value).
     """
-    out = nx.MultiDiGraph(num_params=graph.num_params, macs=graph.macs)
+    out: nx.MultiDiGraph[str] = nx.MultiDiGraph(num_params=graph.num_params, macs=graph.macs)
     labels = {node: name for name, node in graph.traced.tensors.items()}
     kinds = {group._atom: group.kind for group in graph.groups}
     for node in graph.traced.nodes:

@@ -93,7 +93,7 @@ class Encoder:
 
     def value(self, value: Any, where: str) -> Any:
         """An attribute as plain data."""
-        if value is None or isinstance(value, (bool, int, float, str)) and not _special(value):
+        if value is None or type(value) in (bool, int, float, str):
             return value
         if isinstance(value, enum.Enum):
             return {"enum": [self._name_of(type(value), where), value.name]}
@@ -114,7 +114,7 @@ class Encoder:
         if isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType)):
             return {"object": self._name_of(value, where)}
         raise DepgraphError(
-            f"attribute '{where}' is a {type(value).__name__}, which cannot be saved as plain data; "
+            f"attribute '{where}' is a {type(value).__name__}, which is no plain data; "
             "remove it, or save model.state_dict() and the plan's JSON instead"
         )
 
@@ -126,11 +126,6 @@ class Encoder:
                 "top level of a module"
             )
         return name
-
-
-def _special(value: Any) -> bool:
-    """Subclasses of plain types (IntEnum, numpy floats), which JSON would flatten."""
-    return type(value) not in (bool, int, float, str)
 
 
 class Decoder:

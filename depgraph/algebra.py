@@ -7,6 +7,7 @@ mentions an atom sees its refinement at once, and nothing here depends on how wi
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 from depgraph.axes import Atom, Axis, Concat, Factor, axis_atoms, axis_size, factor_size, same
 
@@ -186,7 +187,7 @@ class Algebra:
             if factor.frozen:
                 return None
             edges = [0, *inner, size]
-            pieces = [self.new(b - a) for a, b in zip(edges, edges[1:], strict=False)]
+            pieces = [self.new(b - a) for a, b in pairwise(edges)]
             factor.bound = (Concat(tuple(pieces)),)
             return pieces
         return self._cut_parts(factor.parts, inner)

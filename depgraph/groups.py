@@ -211,7 +211,7 @@ def _nearest_product(node: fx.Node, forward: bool) -> fx.Node | None:
 
 
 def _residual_atoms(p: Propagation) -> Iterator[tuple[Atom, str]]:
-    """Unfrozen or frozen atoms that flow through an addition of two activations, last axis first."""
+    """Unfrozen atoms that flow through an addition of two activations, and what that makes them."""
     active = set(p.trace.inputs)
     for node in p.trace.nodes:
         if not active.isdisjoint(node.all_input_nodes):

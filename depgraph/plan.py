@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -208,7 +209,7 @@ def check_units(name: str, size: int, units: Sequence[int] | Tensor) -> tuple[in
         bad = numbers[0] if numbers[0] < 0 else numbers[-1]
         raise DepgraphError(f"group '{name}': unit {bad} is not in 0..{size - 1}")
     if len(set(numbers)) != len(numbers):
-        twice = next(a for a, b in zip(numbers, numbers[1:], strict=False) if a == b)
+        twice = next(a for a, b in pairwise(numbers) if a == b)
         raise DepgraphError(f"group '{name}': unit {twice} is kept twice; name each unit once")
     return tuple(numbers)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
@@ -142,7 +142,7 @@ class Propagation:
             return self._give_up(node, f"no rule for the op {self.label(node)}")
         result = function(self, node)
         if isinstance(node.meta.get("val"), torch.Tensor):
-            sizes = tuple(axis_size(self.algebra.resolve(axis)) for axis in result)
+            sizes = tuple(axis_size(self.algebra.resolve(axis)) for axis in cast(Axes, result))
             if sizes != shape(node):
                 return self._give_up(node, f"the rule of {self.label(node)} covers other uses")
         return result
@@ -160,7 +160,7 @@ class Propagation:
 
 
 def op_name(node: fx.Node) -> str:
-    """``"aten.linear"`` of a node that calls ``aten.linear.default``; a function's own name else."""
+    """``"aten.linear"`` for ``aten.linear.default``; the own name of any other function."""
     target = node.target
     if isinstance(target, torch._ops.OpOverload):
         return f"{target.namespace}.{target._opname}"
@@ -179,7 +179,7 @@ def arguments(node: fx.Node) -> dict[str, Any]:
     """Arguments of an ATen call by their schema names, defaults filled in."""
     target = node.target
     if not isinstance(target, torch._ops.OpOverload):
-        return {**dict(enumerate(node.args)), **node.kwargs}  # type: ignore[dict-item]
+        return dict(node.kwargs)
     given = dict(zip((a.name for a in target._schema.arguments), node.args, strict=False))
     defaults = {a.name: a.default_value for a in target._schema.arguments if a.has_default_value()}
     return {**defaults, **given, **node.kwargs}

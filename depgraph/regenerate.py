@@ -26,7 +26,7 @@ from depgraph._program import (
 from depgraph.axes import Atom, Axis, axis_size
 from depgraph.errors import DepgraphError
 from depgraph.propagate import Propagation, arguments, op_name
-from depgraph.trace import ModuleCall, Trace, structural_copy, trace_forward
+from depgraph.trace import ModuleCall, Trace, shape, structural_copy, trace_forward
 
 SIZE_ARGUMENTS = {
     "aten.view": "size",
@@ -47,62 +47,84 @@ SIZE_ARGUMENTS = {
 """Argument that spells out trailing dimensions of an op's result."""
 
 
-def regenerate(
-    module: nn.Module,
-    call: ModuleCall,
-    outer: Propagation,
-    tensors: Mapping[str, fx.Node],
-    sizes: Mapping[Atom, int],
-) -> type[nn.Module]:
-    """A class for a module whose forward computes with the sizes of a plan.
+class Regenerator:
+    """Generates forwards for the modules of one model; blocks that are alike share their traces."""
 
-    Parameters
-    ----------
-    module : nn.Module
-        Before slicing; not changed.
-    call : ModuleCall
-        How the model calls it.
-    outer : Propagation
-        Of the whole model.
-    tensors : mapping of str to fx.Node
-        The outer node of each of the module's parameters and buffers, by local name.
-    sizes : mapping of Atom to int
-        Units left of each pruned atom.
+    def __init__(self, outer: Propagation, sizes: Mapping[Atom, int]) -> None:
+        self._outer = outer
+        self._sizes = sizes
+        self._traces: dict[Any, tuple[Trace, Trace]] = {}
 
-    Returns
-    -------
-    type
-        To assign to ``module.__class__``.
+    def generate(
+        self, module: nn.Module, call: ModuleCall, tensors: Mapping[str, fx.Node]
+    ) -> type[nn.Module]:
+        """A class for a module whose forward computes with the sizes of the plan.
 
-    Raises
-    ------
-    DepgraphError
-        When the forward does what a program cannot say.
-    """
-    outer_inputs = [x for x in pytree.tree_leaves((call.args, call.kwargs)) if _is_node(x)]
-    args, kwargs = pytree.tree_map(_meta_like, (call.args, call.kwargs))
-    programs: dict[str, Program] = {}
-    for mode in ("eval", "train"):
-        copy = structural_copy(module).train(mode == "train")
-        traced = trace_forward(copy, args, kwargs)
-        seeds = dict(zip(traced.inputs, map(outer.axes, outer_inputs), strict=True))
-        seeds.update((node, outer.axes(tensors[name])) for name, node in traced.tensors.items())
-        p = Propagation(traced, seeds)
-        p.run(outputs_are_fixed=False)
-        programs[mode] = to_program(_Writer(p, call, sizes, module).write())
-    if programs["train"] == programs["eval"]:
-        del programs["train"]
-    return programmed_class(original_class(module), programs)
+        Parameters
+        ----------
+        module : nn.Module
+            Before slicing; not changed.
+        call : ModuleCall
+            How the model calls it.
+        tensors : mapping of str to fx.Node
+            The outer node of each of the module's parameters and buffers, by local name.
+
+        Returns
+        -------
+        type
+            To assign to ``module.__class__``.
+
+        Raises
+        ------
+        DepgraphError
+            When the forward does what a program cannot say.
+        """
+        outer_inputs = _given_nodes(call)
+        programs: dict[str, Program] = {}
+        for mode, traced in zip(("eval", "train"), self._traced(module, call), strict=True):
+            seeds = dict(zip(traced.inputs, map(self._outer.axes, outer_inputs), strict=True))
+            seeds.update((node, self._outer.axes(tensors[n])) for n, node in traced.tensors.items())
+            p = Propagation(traced, seeds)
+            p.run(outputs_are_fixed=False)
+            programs[mode] = to_program(_Writer(p, call, self._sizes, module).write())
+        if programs["train"] == programs["eval"]:
+            del programs["train"]
+        return programmed_class(original_class(module), programs)
+
+    def _traced(self, module: nn.Module, call: ModuleCall) -> tuple[Trace, Trace]:
+        args, kwargs = pytree.tree_map_only(fx.Node, _meta_like, (call.args, call.kwargs))
+        shapes = [(shape(x), str(x.meta["val"].dtype)) for x in _given_nodes(call)]
+        constants = pytree.tree_map_only(fx.Node, lambda _: None, (call.args, call.kwargs))
+        key = (_likeness(module), str(shapes), repr(constants))
+        if key not in self._traces:
+            copy = structural_copy(module)
+            self._traces[key] = (
+                trace_forward(copy.eval(), args, kwargs),
+                trace_forward(copy.train(), args, kwargs),
+            )
+        return self._traces[key]
 
 
-def _is_node(value: Any) -> bool:
-    return isinstance(value, fx.Node)
+def _likeness(module: nn.Module) -> tuple[Any, ...]:
+    """Equal for modules whose traces are equal: same classes, attributes and tensor shapes."""
+    parts: list[Any] = []
+    for name, child in module.named_modules():
+        tensors = {**child._parameters, **child._buffers}
+        shapes = [(key, None if t is None else tuple(t.shape)) for key, t in tensors.items()]
+        parts.append((name, type(child), str(shapes)))
+        for key, value in vars(child).items():
+            if not key.startswith("_") and key != "training":
+                plain = isinstance(value, (bool, int, float, str, tuple, list, type(None)))
+                parts.append((key, repr(value) if plain else id(value)))
+    return tuple(parts)
 
 
-def _meta_like(value: Any) -> Any:
-    if not isinstance(value, fx.Node):
-        return value
-    fake = value.meta["val"]
+def _given_nodes(call: ModuleCall) -> list[fx.Node]:
+    return [x for x in pytree.tree_leaves((call.args, call.kwargs)) if isinstance(x, fx.Node)]
+
+
+def _meta_like(node: fx.Node) -> torch.Tensor:
+    fake = node.meta["val"]
     return torch.empty(fake.shape, dtype=fake.dtype, device="meta")
 
 
@@ -143,7 +165,7 @@ class _Writer:
         names = list(signature.parameters)[1:]
         bound = signature.bind(None, *self.call.args, **self.call.kwargs).arguments
         inputs = iter(self.trace.inputs)
-        order = {id(x): next(inputs) for x in self._given_nodes()}
+        order = {id(x): next(inputs) for x in _given_nodes(self.call)}
         checks = []
         for name in names:
             parameter = signature.parameters[name]
@@ -162,9 +184,6 @@ class _Writer:
                 checks.append((placeholder, value, name))
         for placeholder, value, name in checks:
             self.graph.call_function(require, (placeholder, value, name))
-
-    def _given_nodes(self) -> list[fx.Node]:
-        return [x for x in pytree.tree_leaves((self.call.args, self.call.kwargs)) if _is_node(x)]
 
     def _note_dynamic(self, node: fx.Node, placeholder: fx.Node) -> None:
         for dim, axis in enumerate(self.p.axes(node)):
@@ -188,6 +207,7 @@ class _Writer:
 
     def _op(self, node: fx.Node) -> None:
         function_name(node.target)  # refuses what a program cannot hold
+        assert callable(node.target)
         args, kwargs = self._mapped(node.args), dict(self._mapped(node.kwargs))
         if "device" in kwargs:
             first = next(iter(self.made.values()))

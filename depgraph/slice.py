@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from depgraph.graph import DependencyGraph, example_from_spec, trace
 from depgraph.groups import attention_products
 from depgraph.plan import Plan
 from depgraph.propagate import Propagation
-from depgraph.regenerate import regenerate
+from depgraph.regenerate import Regenerator
 from depgraph.trace import ModuleCall, named_tensors, shape, structural_copy
 from depgraph.verify import RecoverableMismatch, verify
 
@@ -101,16 +102,12 @@ def _graph_for(plan: Plan, model: nn.Module) -> DependencyGraph:
                 f"expects {expected}; make a plan from depgraph.trace of this model"
             )
     sizes = {group.name: group.size for group in graph.prunable}
-    if plan.sizes != sizes:
-        name = next(
-            iter(
-                {**plan.sizes, **sizes}.items() ^ sizes.items() | plan.sizes.items() ^ sizes.items()
+    for name in {**plan.sizes, **sizes}:
+        if plan.sizes.get(name) != sizes.get(name):
+            raise DepgraphError(
+                f"the plan is for another model: group '{name}' has {plan.sizes.get(name)} units "
+                f"in the plan and {sizes.get(name)} in the model; make a plan from this model"
             )
-        )[0]
-        raise DepgraphError(
-            f"the plan is for another model: group '{name}' has {plan.sizes.get(name)} units in "
-            f"the plan and {sizes.get(name)} in the model; make a plan from this model"
-        )
     return graph
 
 
@@ -125,6 +122,7 @@ class _Slicer:
         self.kept = graph.kept_atoms(plan)
         self.sizes: dict[Atom, int] = {atom: len(units) for atom, units in self.kept.items()}
         self.modules = dict(model.named_modules())
+        self._regenerator = Regenerator(self.p, self.sizes)
         tensors, _ = named_tensors(model)
         self.first_name = {id(tensor): name for name, tensor in tensors.items()}
         self.calls: dict[str, list[ModuleCall]] = {}
@@ -181,7 +179,7 @@ class _Slicer:
         options = candidates(self.p, module, calls, nodes, self.sizes)
         choices = (self._chosen(module, choice) for choice in _choices(options))
         first = next(choices)
-        if self.must_be_generated(name) or not self._spells_out(name):
+        if name in self.cut_attention or not self._spells_out(name):
             return first
         for attributes in itertools.chain([first], choices):
             if self._runs(name, module, attributes):
@@ -222,24 +220,20 @@ class _Slicer:
             )
         return literal and changed
 
-    def must_be_generated(self, name: str) -> bool:
-        """Whether an attention of the module loses head dims, which would change its temperature.
+    @cached_property
+    def cut_attention(self) -> frozenset[str]:
+        """Modules with an attention that loses head dims, which would change its temperature.
 
         A fused attention takes its default scale from the width it sees, and a module may switch
-        between the fused and the written-out form at any time, so both are settled here.
+        between the fused and the written-out form at any time: the forward of these is generated,
+        with the original scale.
         """
-        return name in self._cut_attention
-
-    @property
-    def _cut_attention(self) -> set[str]:
-        if not hasattr(self, "_cut"):
-            owner = self.graph.traced.owner
-            self._cut = {
-                owner.get(product.node, "")
-                for product in attention_products(self.p)
-                if any(atom in self.sizes for atom in axis_atoms(product.query_dim))
-            }
-        return self._cut
+        owner = self.graph.traced.owner
+        return frozenset(
+            owner.get(product.node, "")
+            for product in attention_products(self.p)
+            if any(atom in self.sizes for atom in axis_atoms(product.query_dim))
+        )
 
     def _runs(self, name: str, module: nn.Module, attributes: dict[str, Any]) -> bool:
         """Whether the module, sliced and with these attributes, computes the predicted shapes."""
@@ -291,7 +285,7 @@ class _Slicer:
             if not self.calls.get(name):
                 continue
             attributes = edits.attributes.get(name, {})
-            if self.must_be_generated(name) or (
+            if name in self.cut_attention or (
                 name and self._spells_out(name) and not self._runs(name, module, attributes)
             ):
                 edits.classes[name] = self.generated(name)
@@ -300,7 +294,7 @@ class _Slicer:
         """The class of a module with its forward generated for the plan."""
         module, calls = self.modules[name], self.calls[name]
         nodes = self.own_nodes(module, recurse=True)
-        return regenerate(module, calls[0], self.p, nodes, self.sizes)
+        return self._regenerator.generate(module, calls[0], nodes)
 
 
 def _choices(options: dict[tuple[Any, ...], list[int]]) -> Iterator[dict[tuple[Any, ...], int]]:

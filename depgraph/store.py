@@ -2,8 +2,8 @@
 
 A directory holds ``model.safetensors`` (parameters and persistent buffers), ``buffers.safetensors``
 (the others, where there are any), ``structure.json`` (the module tree), ``plan.json`` (what was
-removed, where something was; ``plan.<i>.json`` for earlier prunings) and ``config.json`` (the model's
-name and data configuration in timm's form).
+removed, where something was; ``plan.<i>.json`` for earlier prunings) and ``config.json`` (the
+model's name and data configuration in timm's form).
 """
 
 from __future__ import annotations

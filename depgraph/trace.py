@@ -12,6 +12,7 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -193,6 +194,7 @@ class _Recorder:
     def __init__(self) -> None:
         self.stack: list[tuple[str, int, Any]] = []
         self.calls: list[ModuleCall] = []
+        self.names: list[str] = []
 
     @property
     def current(self) -> str:
@@ -227,6 +229,8 @@ class _Recorder:
             self.calls.append(
                 ModuleCall(name, start, _count(), in_args, in_kwargs, result, len(self.stack))
             )
+            if not self.stack:
+                self.names = [node.name for node in _tracer().graph.nodes]
 
         return hook
 
@@ -261,17 +265,21 @@ def _assemble(
     modes: dict[str, bool],
 ) -> Trace:
     nodes = tuple(graph_module.graph.nodes)
-    # make_fx copies the graph it traced into: the hooks saw nodes of the first, in the same order.
+    # The hooks saw the graph before make_fx dropped dead code and copied it; names are the same.
     by_name = {node.name: node for node in nodes}
+    alive = [0, *accumulate(name in by_name for name in recorder.names)]
+
+    def final(value: Any) -> Any:
+        return pytree.tree_map_only(fx.Node, lambda node: by_name.get(node.name, node), value)
+
     calls = tuple(
         ModuleCall(
             call.name,
-            call.start,
-            call.end,
-            *pytree.tree_map(
-                lambda x: by_name.get(x.name, x) if isinstance(x, fx.Node) else x,
-                (call.args, call.kwargs, call.output),
-            ),
+            alive[call.start],
+            alive[call.end],
+            final(call.args),
+            final(call.kwargs),
+            final(call.output),
             call.depth,
         )
         for call in recorder.calls

@@ -86,8 +86,8 @@ def _compare(graph: DependencyGraph, old: fx.Node, new: fx.Node, sizes: Mapping[
         if atom in pruned
     }
     raise DepgraphError(
-        f"module '{graph.traced.owner.get(old, '')}' does not follow the plan: {op_name(new)} gives "
-        f"{shape(new)} where {op_name(old)} should give {expected}; keep all units of "
+        f"module '{graph.traced.owner.get(old, '')}' does not follow the plan: {op_name(new)} "
+        f"gives {shape(new)} where {op_name(old)} should give {expected}; keep all units of "
         f"{', '.join(sorted(touched)) or 'the groups it works on'}"
     )
 

@@ -1,4 +1,4 @@
-"""Normalisations: over a dimension with weights (taken over what is kept), and softmax (never cut)."""
+"""Normalisations: over a dimension with weights (statistics of what is kept), and softmax."""
 
 from __future__ import annotations
 
