@@ -3,6 +3,7 @@
 The one thing to know: the target domain of a `Split` is read by `evaluate` alone.
 """
 
+from domains import timing
 from domains._epoch import EpochRow
 from domains._images import image_size
 from domains.digits import write_digits
@@ -36,5 +37,6 @@ __all__ = [
     "image_size",
     "leave_one_out",
     "load_domains",
+    "timing",
     "write_digits",
 ]

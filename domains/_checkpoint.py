@@ -43,7 +43,10 @@ def save_checkpoint(directory: Path, state: dict[str, Any]) -> None:
         finally:
             part.unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:  # torch's zip writer turns a short write to the latter
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        cause = error.__context__ if isinstance(error, RuntimeError) else error
+        if not isinstance(cause, OSError):
+            raise
+        reason = cause.strerror
         raise DepgraphError(
             f"cannot write the checkpoint to {directory} ({reason}); free some space or choose "
             "another folder, then resume"

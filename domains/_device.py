@@ -20,7 +20,10 @@ def accelerator(device: str | None, amp: bool) -> Accelerator:
     DepgraphError
         The device is not on this machine.
     """
-    wanted = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        wanted = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise DepgraphError(f"device '{device}' is not known; use 'cpu' or 'cuda'") from error
     if wanted.type == "cuda":
         if not torch.cuda.is_available() or (wanted.index or 0) >= torch.cuda.device_count():
             raise DepgraphError(f"device '{device}' is not on this machine; use 'cpu'")

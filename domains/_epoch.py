@@ -99,18 +99,23 @@ def start(
             weight_decay=settings.weight_decay,
             layer_decay=settings.layer_decay if settings.layer_decay < 1 else None,
         )
+        scheduler, _ = create_scheduler_v2(
+            optimizer,
+            sched=settings.schedule,
+            num_epochs=settings.epochs,
+            warmup_epochs=settings.warmup_epochs,  # type: ignore[arg-type]  # fractions work too
+            warmup_lr=settings.lr / 100,
+            min_lr=settings.lr / 100,
+            step_on_epochs=False,
+            updates_per_epoch=steps,
+        )
     except ValueError as error:
-        raise DepgraphError(f"optimizer '{settings.optimizer}': {error}") from error
-    scheduler, _ = create_scheduler_v2(
-        optimizer,
-        sched=settings.schedule,
-        num_epochs=settings.epochs,
-        warmup_epochs=settings.warmup_epochs,  # type: ignore[arg-type]  # fractions work too
-        warmup_lr=settings.lr / 100,
-        min_lr=settings.lr / 100,
-        step_on_epochs=False,
-        updates_per_epoch=steps,
-    )
+        raise DepgraphError(
+            f"timm takes no optimizer '{settings.optimizer}' with schedule '{settings.schedule}': "
+            f"{error}"
+        ) from error
+    if scheduler is None:
+        raise DepgraphError("schedule 'none' has no warm-up; for a fixed lr use 'constant'")
     ema = ModelEmaV3(model, settings.ema_decay, use_warmup=True) if settings.ema_decay else None
     return TrainState(model, ema, device.prepare(optimizer), scheduler)
 

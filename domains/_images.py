@@ -58,6 +58,14 @@ def verify_image(path: Path) -> None:
     read_image(path)
 
 
+def _header_size(path: Path) -> tuple[int, int]:
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except _BROKEN as error:
+        raise DepgraphError(f"image {path} is broken ({error}); replace or remove it") from error
+
+
 def read_all(paths: Sequence[Path], limit_mib: float) -> dict[Path, np.ndarray] | None:
     """Decode all images into memory, or return None when they need more than `limit_mib`.
 
@@ -67,8 +75,8 @@ def read_all(paths: Sequence[Path], limit_mib: float) -> dict[Path, np.ndarray] 
     """
     total = 0
     for path in paths:
-        with Image.open(path) as image:
-            total += 3 * image.width * image.height
+        width, height = _header_size(path)
+        total += 3 * width * height
         if total > limit_mib * 2**20:
             return None
     with ThreadPoolExecutor(max_workers=4) as pool:

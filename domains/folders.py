@@ -65,6 +65,7 @@ def load_domains(root: str | Path, *, verify: bool = True, progress: bool = Fals
     root = Path(root)
     if not root.is_dir():
         raise DepgraphError(f"no folder {root}; give the ROOT of ROOT/<domain>/<class>/<image>")
+    # Sorted by name, so that neither labels nor results depend on the file system.
     listing = {folder.name: _list_classes(folder) for folder in _subfolders(root)}
     if not listing:
         raise DepgraphError(f"{root} has no domain folders; expected ROOT/<domain>/<class>/<image>")

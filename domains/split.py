@@ -70,7 +70,7 @@ def leave_one_out(
         raise DepgraphError(f"split_by is 'image' or 'stem', not '{split_by}'")
     if not 0 < val_share < 1:
         raise DepgraphError(f"val_share {val_share} is not between 0 and 1; 0.2 is usual")
-    sources = {name: samples for name, samples in data.samples.items() if name != target}
+    sources = {name: data.samples[name] for name in sorted(data.samples) if name != target}
     if not sources:
         raise DepgraphError(f"{data.root} has no domain but the target '{target}'; add a source")
     chosen = frozenset(_validation_keys(sources, split_by, seed, val_share))
