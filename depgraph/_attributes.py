@@ -13,8 +13,8 @@ from typing import Any
 from torch import fx, nn
 
 from depgraph.axes import Atom, Axis, axis_size
-from depgraph.propagate import Propagation, arguments, op_name
-from depgraph.regenerate import SIZE_ARGUMENTS
+from depgraph.propagate import Propagation
+from depgraph.regenerate import literal_axes
 from depgraph.trace import ModuleCall
 
 _PARAMETER_SIZES: tuple[tuple[type[nn.Module], dict[str, tuple[str, int]]], ...] = (
@@ -175,23 +175,12 @@ def _axes_of(
         if p.trace.owner.get(node) == call.name and node.op == "call_function"
     ]
     for node in own:
-        for dim in spelled_out(node):
-            yield p.axes(node)[dim]
+        yield from literal_axes(p, node)
     for node in (*own, *tensors.values()):
         yield from p.axes(node)
     for call in calls:
         for value in (*call.args, *call.kwargs.values(), call.output):
             yield from p.axes(value)
-
-
-def spelled_out(node: fx.Node) -> list[int]:
-    """Dimensions of an op's result whose sizes are literal arguments of the op."""
-    argument = SIZE_ARGUMENTS.get(op_name(node))
-    if argument is None:
-        return []
-    given = arguments(node)[argument]
-    rank = len(node.meta["val"].shape)
-    return [rank - len(given) + i for i, size in enumerate(given) if size != -1]
 
 
 def with_integer(value: Any, path: tuple[Any, ...], new: int) -> Any:

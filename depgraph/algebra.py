@@ -28,7 +28,9 @@ class Algebra:
         self._selectors: dict[int, Atom] = {}
 
     def new(self, size: int, frozen: str | None = None) -> Axis:
-        """A fresh axis of one atom; of none when the size is 1 (or 0)."""
+        """A fresh axis of one atom; of none when the size is 1."""
+        if size == 0:
+            return (Atom(0, frozen or "empty"),)
         return (Atom(size, frozen),) if size > 1 else ()
 
     def resolve(self, axis: Axis) -> Axis:
@@ -216,13 +218,15 @@ class Algebra:
         frozen with ``why`` and the dimensions become frozen atoms of their own.
         """
         factors = [factor for axis in axes for factor in self.resolve(axis)]
+        if 0 in sizes:
+            return self._regroup_run(factors, list(sizes), why)
         out: list[Axis] = []
         for run, run_sizes in _runs(factors, sizes):
             out.extend(self._regroup_run(run, run_sizes, why))
         return out
 
     def _regroup_run(self, run: list[Factor], sizes: list[int], why: str) -> list[Axis]:
-        dealt = self._deal(list(run), sizes)
+        dealt = None if 0 in sizes else self._deal(list(run), sizes)
         if dealt is not None:
             return dealt
         reasons = [atom.frozen for atom in axis_atoms(self.resolve(tuple(run))) if atom.frozen]

@@ -142,7 +142,7 @@ def find_kinds(p: Propagation, atoms: Iterable[Atom]) -> dict[Atom, str]:
     convolved = _convolved_atoms(p)
     kinds = {}
     for atom in atoms:
-        if atom in heads and atom not in residual:
+        if atom in heads:
             kinds[atom] = "heads"
         elif atom in head_dims and atom not in residual:
             kinds[atom] = "head_dim"

@@ -84,10 +84,14 @@ class Propagation:
                 for dim, size in enumerate(shape(node))
             ]
             self._dims[node] = [batch, *axes[1:]] if trace.batch > 1 else axes
+        called = {call.name for call in trace.calls}
         for name, node in trace.tensors.items():
+            frozen = None
             value = node.meta["val"]
-            whole = value.is_floating_point() or value.is_complex()
-            frozen = None if whole else f"'{name}' holds integers, which may be indices"
+            if not (value.is_floating_point() or value.is_complex()):
+                frozen = f"'{name}' holds integers, which may be indices"
+            elif name not in trace.parameters and name.rpartition(".")[0] not in called:
+                frozen = f"buffer '{name}' belongs to a module that is never called as one"
             self._dims[node] = [self.algebra.new(size, frozen) for size in shape(node)]
         self._dims.update(seeds)
 

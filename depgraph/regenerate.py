@@ -7,12 +7,12 @@ the inputs (batch, tokens) are read from the inputs at run time; every other siz
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from operator import getitem, mul
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from depgraph._program import (
@@ -23,7 +23,7 @@ from depgraph._program import (
     require,
     to_program,
 )
-from depgraph.axes import Atom, Axis, axis_size
+from depgraph.axes import Atom, Axis, axis_atoms, axis_size, kept_indices, same
 from depgraph.errors import DepgraphError
 from depgraph.propagate import Propagation, arguments, op_name
 from depgraph.trace import ModuleCall, Trace, shape, structural_copy, trace_forward
@@ -46,13 +46,45 @@ SIZE_ARGUMENTS = {
 }
 """Argument that spells out trailing dimensions of an op's result."""
 
+PARTING = ("aten.split", "aten.split_with_sizes", "aten.chunk", "aten.tensor_split")
+"""Ops that part a dimension; a generated forward uses the second for them all."""
+
+
+def literal_axes(p: Propagation, node: fx.Node) -> list[Axis]:
+    """Axes whose sizes are written into a call, or follow from numbers that are.
+
+    Parameters
+    ----------
+    p : Propagation
+    node : fx.Node
+
+    Returns
+    -------
+    list of Axis
+        Empty for an op whose result's shape follows from its operands alone.
+    """
+    name = op_name(node)
+    if name in SIZE_ARGUMENTS:
+        given = arguments(node)[SIZE_ARGUMENTS[name]]
+        axes = p.axes(node)[-len(given) :] if given else []
+        return [axis for axis, size in zip(axes, given, strict=True) if size != -1]
+    if name in PARTING:
+        dim = arguments(node)["dim"]
+        parts = [axes[dim] for axes in p.results(node)]
+        # Equal parts stay equal whatever is removed: "into three" is no size.
+        alike = all(same(part, parts[0]) for part in parts)
+        return [] if alike and name in ("aten.chunk", "aten.tensor_split") else parts
+    if name in ("aten.slice", "aten.narrow"):
+        return [p.axes(node)[arguments(node)["dim"]]]
+    return []
+
 
 class Regenerator:
     """Generates forwards for the modules of one model; blocks that are alike share their traces."""
 
-    def __init__(self, outer: Propagation, sizes: Mapping[Atom, int]) -> None:
+    def __init__(self, outer: Propagation, kept: Mapping[Atom, Tensor]) -> None:
         self._outer = outer
-        self._sizes = sizes
+        self._kept = kept
         self._traces: dict[Any, tuple[Trace, Trace]] = {}
 
     def generate(
@@ -86,7 +118,7 @@ class Regenerator:
             seeds.update((node, self._outer.axes(tensors[n])) for n, node in traced.tensors.items())
             p = Propagation(traced, seeds)
             p.run(outputs_are_fixed=False)
-            programs[mode] = to_program(_Writer(p, call, self._sizes, module).write())
+            programs[mode] = to_program(_Writer(p, call, self._kept, module).write())
         if programs["train"] == programs["eval"]:
             del programs["train"]
         return programmed_class(original_class(module), programs)
@@ -123,7 +155,7 @@ def _given_nodes(call: ModuleCall) -> list[fx.Node]:
     return [x for x in pytree.tree_leaves((call.args, call.kwargs)) if isinstance(x, fx.Node)]
 
 
-def _meta_like(node: fx.Node) -> torch.Tensor:
+def _meta_like(node: fx.Node) -> Tensor:
     fake = node.meta["val"]
     return torch.empty(fake.shape, dtype=fake.dtype, device="meta")
 
@@ -132,12 +164,13 @@ class _Writer:
     """Turns one module's trace into a graph with child calls and free batch and token sizes."""
 
     def __init__(
-        self, p: Propagation, call: ModuleCall, sizes: Mapping[Atom, int], module: nn.Module
+        self, p: Propagation, call: ModuleCall, kept: Mapping[Atom, Tensor], module: nn.Module
     ) -> None:
         self.p = p
         self.trace: Trace = p.trace
         self.call = call
-        self.sizes = sizes
+        self.kept = kept
+        self.sizes = {atom: len(units) for atom, units in kept.items()}
         self.module = module
         self.graph = fx.Graph()
         self.made: dict[fx.Node, fx.Node] = {}
@@ -206,8 +239,8 @@ class _Writer:
                 self.made[output] = self.graph.call_function(getitem, (result, i))
 
     def _op(self, node: fx.Node) -> None:
-        function_name(node.target)  # refuses what a program cannot hold
-        assert callable(node.target)
+        target: Any = node.target
+        function_name(target)  # refuses what a program cannot hold
         args, kwargs = self._mapped(node.args), dict(self._mapped(node.kwargs))
         if "device" in kwargs:
             first = next(iter(self.made.values()))
@@ -217,7 +250,37 @@ class _Writer:
             args, kwargs = self._with_sizes(node, SIZE_ARGUMENTS[name], args, kwargs)
         if name == "aten.scaled_dot_product_attention":
             kwargs.update(self._scale(node))
-        self.made[node] = self.graph.call_function(node.target, args, kwargs)
+        if name in PARTING and self._is_cut(literal_axes(self.p, node)):
+            target, args, kwargs = self._with_parts(node)
+        if name in ("aten.slice", "aten.narrow"):
+            target, args, kwargs = self._with_range(node, target, args, kwargs)
+        self.made[node] = self.graph.call_function(target, args, kwargs)
+
+    def _is_cut(self, axes: Iterable[Axis]) -> bool:
+        return any(atom in self.kept for axis in axes for atom in axis_atoms(axis))
+
+    def _with_parts(self, node: fx.Node) -> tuple[Any, Any, dict[str, Any]]:
+        """Any way of parting a dimension, as parts of stated sizes."""
+        sizes = [self._size(axis) for axis in literal_axes(self.p, node)]
+        a = arguments(node)
+        split = torch.ops.aten.split_with_sizes.default
+        return split, (self._node(a["self"]), sizes, a["dim"]), {}
+
+    def _with_range(
+        self, node: fx.Node, target: Any, args: Any, kwargs: dict[str, Any]
+    ) -> tuple[Any, Any, dict[str, Any]]:
+        """A range of a pruned dimension: what is kept before its start, and before its end."""
+        a = arguments(node)
+        axis = self.p.axes(a["self"])[a["dim"]]
+        if not self._is_cut([axis]):
+            return target, args, kwargs
+        size = axis_size(axis)
+        start = min((a.get("start") or 0) % (size + 1), size)
+        indices = kept_indices(axis, self.kept)
+        first = int((indices < start).sum())
+        last = int((indices < start + shape(node)[a["dim"]]).sum())
+        part = torch.ops.aten.slice.Tensor
+        return part, (self._node(a["self"]), a["dim"], first, last), {}
 
     def _scale(self, node: fx.Node) -> dict[str, float]:
         """The temperature of the original width, where the op would take that of the new one."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from depgraph._attributes import candidates, layer_attributes, spelled_out, with_integer
+from depgraph._attributes import candidates, layer_attributes, with_integer
 from depgraph.axes import Atom, axis_atoms, kept_indices
 from depgraph.cost import value_shape
 from depgraph.errors import DepgraphError
@@ -24,7 +24,7 @@ from depgraph.graph import DependencyGraph, example_from_spec, trace
 from depgraph.groups import attention_products
 from depgraph.plan import Plan
 from depgraph.propagate import Propagation
-from depgraph.regenerate import Regenerator
+from depgraph.regenerate import Regenerator, literal_axes
 from depgraph.trace import ModuleCall, named_tensors, shape, structural_copy
 from depgraph.verify import RecoverableMismatch, verify
 
@@ -122,7 +122,7 @@ class _Slicer:
         self.kept = graph.kept_atoms(plan)
         self.sizes: dict[Atom, int] = {atom: len(units) for atom, units in self.kept.items()}
         self.modules = dict(model.named_modules())
-        self._regenerator = Regenerator(self.p, self.sizes)
+        self._regenerator = Regenerator(self.p, self.kept)
         tensors, _ = named_tensors(model)
         self.first_name = {id(tensor): name for name, tensor in tensors.items()}
         self.calls: dict[str, list[ModuleCall]] = {}
@@ -210,9 +210,8 @@ class _Slicer:
         for node in self._own_ops(name):
             if node.op != "call_function":
                 continue
-            axes = self.p.axes(node)
             literal |= any(
-                not atom.frozen for dim in spelled_out(node) for atom in axis_atoms(axes[dim])
+                not atom.frozen for axis in literal_axes(self.p, node) for atom in axis_atoms(axis)
             )
             changed |= any(
                 value_shape(self.p, value, self.sizes) != shape(value)

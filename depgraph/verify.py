@@ -12,6 +12,7 @@ from depgraph.axes import Atom, axis_atoms
 from depgraph.cost import value_shape
 from depgraph.errors import DepgraphError
 from depgraph.propagate import arguments, op_name
+from depgraph.regenerate import PARTING
 from depgraph.trace import shape, trace_forward
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def verify(graph: DependencyGraph, small: nn.Module, sizes: Mapping[Atom, int]) 
 
 def _compare(graph: DependencyGraph, old: fx.Node, new: fx.Node, sizes: Mapping[Atom, int]) -> None:
     expected = value_shape(graph.propagation, old, sizes)
-    if op_name(old) == op_name(new) and shape(new) == expected:
+    if _kind(old) == _kind(new) and shape(new) == expected:
         if _factors(old) != _factors(new):
             raise RecoverableMismatch(graph.traced.owner.get(old, ""))
         return
@@ -90,6 +91,11 @@ def _compare(graph: DependencyGraph, old: fx.Node, new: fx.Node, sizes: Mapping[
         f"gives {shape(new)} where {op_name(old)} should give {expected}; keep all units of "
         f"{', '.join(sorted(touched)) or 'the groups it works on'}"
     )
+
+
+def _kind(node: fx.Node) -> str:
+    """An op's name; one name for all ops that part a dimension, which stand in for each other."""
+    return PARTING[0] if op_name(node) in PARTING else op_name(node)
 
 
 def _factors(node: fx.Node) -> list[Any]:

@@ -16,9 +16,7 @@ from depgraph.trace import shape
     "aten.bernoulli",
     "aten.contiguous",
     "aten.clone",
-    "aten.to",
     "aten._to_copy",
-    "aten.type_as",
     "aten.float",
     "aten.detach",
     "aten.alias",
@@ -42,3 +40,9 @@ def pointwise(p: Propagation, node: fx.Node) -> Axes:
             else:
                 p.join(node, first, (operand, dim))
     return [p.axes(place[0])[place[1]] if place else () for place in source]
+
+
+@rule("aten.to", "aten.type_as")
+def cast(p: Propagation, node: fx.Node) -> Axes:
+    """Another dtype or device, perhaps those of a second operand, whose shape does not matter."""
+    return p.axes(node.args[0])

@@ -111,7 +111,9 @@ def _wrap(index: int, size: int) -> int:
 
 def _part(p: Propagation, node: fx.Node, x: fx.Node, dim: int, start: int, end: int) -> Axis:
     axis = p.axes(x)[dim]
-    taken = p.algebra.take(axis, start, end) if end > start else ()
+    if start == end:
+        return p.algebra.new(0)
+    taken = p.algebra.take(axis, start, end)
     if taken is not None and axis_size(taken) == end - start:
         return taken
     reason = f"{p.label(node)} takes a range of it"
