@@ -1,0 +1,22 @@
+"""Scores units, chooses what stays under a ratio or a budget, and prunes."""
+
+from pruners.allocation import allocate
+from pruners.gradient import Hessian, Taylor
+from pruners.magnitude import L1, L2, Random
+from pruners.metrics import METRICS, Metric, make_metric, register
+from pruners.pruning import prune, score
+
+__all__ = [
+    "L1",
+    "L2",
+    "METRICS",
+    "Hessian",
+    "Metric",
+    "Random",
+    "Taylor",
+    "allocate",
+    "make_metric",
+    "prune",
+    "register",
+    "score",
+]

@@ -1,0 +1,90 @@
+"""What a metric is, and the registry of those that come with the project."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from depgraph import DependencyGraph, DepgraphError
+
+Batch = tuple[Any, Tensor]
+"""Inputs of the model and the target class of each sample."""
+
+
+@runtime_checkable
+class Metric(Protocol):
+    """Scores the units of every prunable group; higher is more important.
+
+    Attributes
+    ----------
+    name : str
+        How it is called on the command line.
+    needs_data : bool
+        Whether `score` looks at batches.
+    """
+
+    name: str
+    needs_data: bool
+
+    def score(
+        self, model: nn.Module, graph: DependencyGraph, batches: Sequence[Batch]
+    ) -> dict[str, Tensor]:
+        """One score per unit, by group name; the model is left as it was."""
+        ...
+
+
+METRICS: dict[str, type[Metric]] = {}
+"""Metric classes by name; `register` adds to it."""
+
+
+def register(cls: type[Metric]) -> type[Metric]:
+    """Class decorator that makes a metric known by its name.
+
+    Examples
+    --------
+    >>> from pruners._units import sum_over_members
+    >>> @register
+    ... class Size:
+    ...     name, needs_data = "size", False
+    ...     def score(self, model, graph, batches):
+    ...         return {group.name: group.size * torch.ones(group.size) for group in graph.prunable}
+    >>> _ = METRICS.pop("size")
+    """
+    METRICS[cls.name] = cls
+    return cls
+
+
+def make_metric(metric: str | Metric, *, seed: int = 0) -> Metric:
+    """A metric from its name, or the object itself.
+
+    Parameters
+    ----------
+    metric : str or Metric
+    seed : int
+        For metrics that draw at random.
+
+    Returns
+    -------
+    Metric
+
+    Raises
+    ------
+    DepgraphError
+        For an unknown name (near ones are offered), or an object that is no metric.
+    """
+    if not isinstance(metric, str):
+        if isinstance(metric, Metric):
+            return metric
+        raise DepgraphError(
+            f"{type(metric).__name__} is no metric: it needs 'name', 'needs_data' and "
+            "'score(model, graph, batches)'"
+        )
+    if metric not in METRICS:
+        near = difflib.get_close_matches(metric, METRICS, n=1)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        raise DepgraphError(f"unknown metric '{metric}'; {hint}choose one of {', '.join(METRICS)}")
+    cls: Any = METRICS[metric]
+    return cls(seed=seed) if metric == "random" else cls()
