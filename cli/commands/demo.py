@@ -1,0 +1,84 @@
+"""``demo``: the whole job on the embedded digits, offline, in minutes."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+import domains
+from cli.commands.run import show
+from cli.html import report_page
+from cli.options import BEST_METRIC, json_option, seed_option
+from cli.output import note, write_text
+from cli.pipeline import RunSettings, run_pipeline
+from domains import timing
+
+
+@click.command()
+@click.option(
+    "--model",
+    "family",
+    type=click.Choice(list(domains.DIGITS_MODELS)),
+    default="vit",
+    show_default=True,
+)
+@click.option(
+    "--target",
+    type=click.Choice(["scan", "photo", "outline", "poster"]),
+    default="outline",
+    show_default=True,
+    help="The domain left out of training.",
+)
+@click.option("--ratio", default=0.5, show_default=True, type=click.FloatRange(0, 1, True, True))
+@click.option("--metric", default=BEST_METRIC, show_default=True)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("demo"),
+    show_default=True,
+)
+@click.option("--quick", is_flag=True, help="A few images and one epoch, to see that it runs.")
+@seed_option
+@json_option
+def demo(
+    family: str,
+    target: str,
+    ratio: float,
+    metric: str,
+    out: Path,
+    quick: bool,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Train, prune, fine-tune and time a small transformer on handwritten digits in four styles."""
+    root = domains.write_digits(
+        out / f"digits{'-quick' if quick else ''}",
+        seed=seed,
+        per_class=10 if quick else None,
+        progress=not as_json,
+    )
+    found = domains.load_domains(root)
+    split = domains.leave_one_out(found, target, seed=seed, split_by="stem")
+    model = domains.digits_model(family, seed=seed)
+    said: dict[str, Any] = {"seed": seed, "device": "cpu"}
+    said |= {"epochs": 1, "warmup_epochs": 0.5} if quick else {}
+    settings = RunSettings(
+        model=f"{domains.DIGITS_MODELS[family].name} (digits)",
+        share={"ratio": ratio},
+        pruning={"metric": metric},
+        dense=replace(domains.DIGITS_RECIPE, **said),
+        recovery=replace(domains.DIGITS_RECOVERY, **said),
+        timing=timing.TimingSettings(batch_size=16, seconds=1.0 if quick else 5.0),
+        seed=seed,
+    )
+    run_out = out / f"{family}-{target}-{metric}-{ratio:g}{'-quick' if quick else ''}-seed{seed}"
+    if (run_out / "result.json").exists():
+        note(f"'{run_out}' is finished already; it is made anew")
+        shutil.rmtree(run_out)
+    result = run_pipeline(model, split, settings, run_out, resume=True, progress=not as_json)
+    write_text(run_out / "report.html", report_page(result, found))
+    show(result, run_out, as_json)

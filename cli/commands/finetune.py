@@ -1,0 +1,96 @@
+"""``finetune``: train a saved model on all domains but one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+import depgraph
+import domains
+from cli.models import load_model
+from cli.options import (
+    compute_options,
+    data_option,
+    json_option,
+    resume_option,
+    seed_option,
+    split_option,
+    target_option,
+    training_options,
+)
+from cli.output import emit, environment, percent, table, write_json
+from cli.pipeline import recovery_settings
+
+
+@click.command()
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@data_option
+@target_option
+@split_option
+@training_options
+@click.option(
+    "--teacher",
+    type=click.Path(path_type=Path),
+    help="Saved model, usually the dense one, whose outputs are learnt from too.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where the trained model goes  [DIR itself].",
+)
+@resume_option
+@seed_option
+@compute_options
+@json_option
+def finetune(
+    directory: Path,
+    data: Path,
+    target: str,
+    split_by: str,
+    epochs: int | None,
+    batch_size: int | None,
+    lr: float | None,
+    teacher: Path | None,
+    out: Path | None,
+    resume: bool,
+    seed: int,
+    device: str | None,
+    amp: bool,
+    as_json: bool,
+) -> None:
+    """Fine-tune the model in DIR on all domains of --data but --target."""
+    model = load_model(str(directory))
+    found = domains.load_domains(data, progress=not as_json)
+    split = domains.leave_one_out(found, target, seed=seed, split_by=split_by)  # type: ignore[arg-type]
+    settings = recovery_settings(
+        epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, device=device, amp=amp
+    )
+    out = out or directory
+    trained = domains.finetune(
+        model,
+        split,
+        settings,
+        out / "training",
+        resume=resume,
+        progress=not as_json,
+        teacher=None if teacher is None else load_model(str(teacher)),
+    )
+    depgraph.save(model.eval(), out)
+    accuracy = domains.evaluate(model, split, device=device, amp=amp, progress=not as_json)
+    result = {
+        "model": str(directory),
+        "target_domain": target,
+        "accuracy": accuracy,
+        "best_epoch": trained.best_epoch,
+        "best_val_accuracy": trained.best_val_accuracy,
+        "seconds": trained.seconds,
+        "history": list(trained.history),
+        "seed": seed,
+        "out": str(out),
+        **environment(),
+    }
+    write_json(out / "finetune.json", result)
+    rows = [(name, percent(share)) for name, share in accuracy.items()]
+    title = f"{directory}, best of {len(trained.history)} epochs: {trained.best_epoch}"
+    emit(result, as_json, table(title, ["domain", "accuracy"], rows))

@@ -1,0 +1,128 @@
+"""``prune``: score, cut and save, without any training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+import depgraph
+import domains
+import pruners
+from cli.models import example_inputs, load_model
+from cli.options import (
+    budget,
+    compute_options,
+    json_option,
+    model_options,
+    out_option,
+    pruning_options,
+    seed_option,
+    split_option,
+)
+from cli.output import emit, environment, table, write_json
+from depgraph import DepgraphError
+
+
+@click.command()
+@model_options
+@pruning_options
+@click.option("--data", type=click.Path(path_type=Path), help="Images for metrics with data.")
+@click.option("--target", help="Domain of the data that is not looked at.")
+@split_option
+@out_option
+@seed_option
+@compute_options
+@json_option
+def prune(
+    model_name: str,
+    pretrained: bool,
+    weights: Path | None,
+    img_size: int | None,
+    num_classes: int | None,
+    model_args: dict[str, Any],
+    ratio: float | None,
+    target_macs: float | None,
+    target_params: float | None,
+    target_latency: float | None,
+    metric: str,
+    scope: str,
+    kinds: tuple[str, ...],
+    ignore: tuple[str, ...],
+    round_to: int,
+    min_units: int,
+    normalise: str,
+    num_samples: int | None,
+    data: Path | None,
+    target: str | None,
+    split_by: str,
+    out: Path,
+    seed: int,
+    device: str | None,
+    amp: bool,
+    as_json: bool,
+) -> None:
+    """Prune MODEL and save the smaller one in --out."""
+    share = budget(ratio, target_macs, target_params, target_latency)
+    scorer = pruners.make_metric(metric, seed=seed)
+    if scorer.needs_data and data is None:
+        raise DepgraphError(f"metric '{metric}' looks at images; say where with --data")
+    found = domains.load_domains(data) if data is not None and scorer.needs_data else None
+    if found is not None and num_classes is None and not Path(model_name).is_dir():
+        num_classes = len(found.classes)
+    model = load_model(
+        model_name,
+        pretrained=pretrained,
+        weights=weights,
+        img_size=img_size,
+        num_classes=num_classes,
+        model_args=model_args,
+        seed=seed,
+    )
+    if device is not None:
+        model.to(device)
+    samples: Any = found
+    if found is not None and target is not None:
+        samples = domains.leave_one_out(found, target, seed=seed, split_by=split_by)  # type: ignore[arg-type]
+    batches = None if samples is None else domains.batches(model, samples, batch_size=16, seed=seed)
+    small, plan = pruners.prune(
+        model,
+        example_inputs(model, img_size),
+        scorer,
+        **share,
+        scope=scope,
+        kinds=kinds or None,
+        ignore=ignore,
+        round_to=round_to,
+        min_units=min_units,
+        normalise=normalise,
+        num_samples=num_samples,
+        batches=batches,
+        seed=seed,
+    )
+    depgraph.save(small.cpu(), out)
+    dense = sum(p.numel() for p in model.parameters())
+    dense_macs = depgraph.count_macs(model, example_inputs(model, img_size))
+    result = {
+        "model": model_name,
+        "metric": metric,
+        **share,
+        "scope": scope,
+        "seed": seed,
+        "dense": {"params": dense, "macs": dense_macs},
+        "pruned": {"params": plan.num_params, "macs": plan.macs},
+        "groups": {
+            name: {"kept": len(plan.kept_units.get(name, range(size))), "size": size}
+            for name, size in plan.sizes.items()
+        },
+        "out": str(out),
+        **environment(),
+    }
+    write_json(out / "prune.json", result)
+    rows = [
+        ("parameters", f"{dense:,}", f"{plan.num_params:,}", f"{plan.num_params / dense:.3f}"),
+        ("MACs", f"{dense_macs:,}", f"{plan.macs:,}", f"{plan.macs / dense_macs:.3f}"),
+    ]
+    title = f"{model_name} pruned by {metric}, saved in {out}"
+    emit(result, as_json, table(title, ["", "dense", "pruned", "kept"], rows))

@@ -1,0 +1,161 @@
+"""``run``: the whole job on one model and one unseen domain; one result row and a page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+import domains
+import pruners
+from cli.html import report_page
+from cli.models import load_model
+from cli.options import (
+    budget,
+    compute_options,
+    data_option,
+    json_option,
+    model_options,
+    out_option,
+    pruning_options,
+    resume_option,
+    seed_option,
+    split_option,
+    target_option,
+    training_options,
+)
+from cli.output import emit, percent, table, write_text
+from cli.pipeline import RunSettings, dense_settings, recovery_settings, run_pipeline
+from domains import timing
+
+
+@click.command()
+@model_options
+@data_option
+@target_option
+@split_option
+@pruning_options
+@training_options
+@click.option("--dense-epochs", type=click.IntRange(0), help="Epochs before pruning  [6].")
+@click.option("--dense-lr", type=click.FloatRange(0, min_open=True), help="Rate before pruning.")
+@click.option("--dense", type=click.Path(path_type=Path), help="Dense model fine-tuned earlier.")
+@click.option("--distill/--no-distill", default=True, help="Learn from the dense model's outputs.")
+@click.option("--bench-batch-size", default=1, show_default=True, help="Images timed at once.")
+@click.option("--bench-seconds", default=10.0, show_default=True, help="Time to measure for.")
+@out_option
+@resume_option
+@seed_option
+@compute_options
+@json_option
+def run(
+    model_name: str,
+    pretrained: bool,
+    weights: Path | None,
+    img_size: int | None,
+    num_classes: int | None,
+    model_args: dict[str, Any],
+    data: Path,
+    target: str,
+    split_by: str,
+    ratio: float | None,
+    target_macs: float | None,
+    target_params: float | None,
+    target_latency: float | None,
+    metric: str,
+    scope: str,
+    kinds: tuple[str, ...],
+    ignore: tuple[str, ...],
+    round_to: int,
+    min_units: int,
+    normalise: str,
+    num_samples: int | None,
+    epochs: int | None,
+    batch_size: int | None,
+    lr: float | None,
+    dense_epochs: int | None,
+    dense_lr: float | None,
+    dense: Path | None,
+    distill: bool,
+    bench_batch_size: int,
+    bench_seconds: float,
+    out: Path,
+    resume: bool,
+    seed: int,
+    device: str | None,
+    amp: bool,
+    as_json: bool,
+) -> None:
+    """Fine-tune MODEL, prune it, fine-tune again; report accuracy on each domain, and speed.
+
+    Nothing of the --target domain is used before the last step measures on it.
+    """
+    share = budget(ratio, target_macs, target_params, target_latency)
+    pruners.make_metric(metric)  # refuses an unknown one before any work
+    found = domains.load_domains(data, progress=not as_json)
+    split = domains.leave_one_out(found, target, seed=seed, split_by=split_by)  # type: ignore[arg-type]
+    model = load_model(
+        model_name,
+        pretrained=pretrained,
+        weights=weights,
+        img_size=img_size,
+        num_classes=num_classes if num_classes is not None else len(found.classes),
+        model_args=model_args,
+        seed=seed,
+    )
+    said = {"batch_size": batch_size, "seed": seed, "device": device, "amp": amp}
+    settings = RunSettings(
+        model=model_name,
+        share=share,
+        pruning={
+            "metric": metric,
+            "scope": scope,
+            "kinds": kinds or None,
+            "ignore": ignore,
+            "round_to": round_to,
+            "min_units": min_units,
+            "normalise": normalise,
+            "num_samples": num_samples,
+        },
+        dense=None
+        if dense_epochs == 0
+        else dense_settings(epochs=dense_epochs, lr=dense_lr, **said),
+        recovery=None if epochs == 0 else recovery_settings(epochs=epochs, lr=lr, **said),
+        distill=distill,
+        timing=timing.TimingSettings(
+            batch_size=bench_batch_size, device=device or "cpu", seconds=bench_seconds
+        ),
+        seed=seed,
+    )
+    result = run_pipeline(
+        model,
+        split,
+        settings,
+        out,
+        resume=resume,
+        dense_from=None if dense is None else load_model(str(dense)),
+        progress=not as_json,
+    )
+    write_text(out / "report.html", report_page(result, found))
+    show(result, out, as_json)
+
+
+def show(result: dict[str, Any], out: Path, as_json: bool) -> None:
+    """Print a result row, and where its page is."""
+    target = result["target_domain"]
+    rows = [
+        (
+            name + (" (unseen)" if name == target else ""),
+            *(percent(result[key]["accuracy"][name]) for key in ("dense", "pruned_only", "pruned")),
+        )
+        for name in result["dense"]["accuracy"]
+    ]
+    for label, key in (("parameters", "params"), ("MACs", "macs")):
+        rows.append((label, f"{result['dense'][key]:,}", "", f"{result['pruned'][key]:,}"))
+    latency = [f"{result[key]['latency_ms']:.2f}" for key in ("dense", "pruned")]
+    rows.append(("latency, ms", latency[0], "", f"{latency[1]} ({result['speedup']:.2f}x faster)"))
+    columns = ["", "dense", "pruned, not trained", "pruned, fine-tuned"]
+    title = f"{result['model']}, metric {result['metric']}"
+    emit({**result, "report": str(out / "report.html")}, as_json, table(title, columns, rows))
+    if not as_json:
+        click.echo(f"\nreport: {(out / 'report.html').resolve()}")

@@ -1,0 +1,163 @@
+"""Figures of a result as inline SVG that reads on light and on dark paper."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+
+from domains import DomainData
+
+INK = "#7d8590"
+COLOURS = {"dense": "#4c8dd6", "pruned_only": "#b6a36a", "pruned": "#3fa66a"}
+NAMES = {"dense": "dense", "pruned_only": "pruned, not trained", "pruned": "pruned, fine-tuned"}
+
+_STYLE: dict[Any, Any] = {
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "depgraph-prune",
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, bbox_inches="tight")
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    # The page decides how wide a figure is; the view box keeps its proportions.
+    return re.sub(r'<svg ([^>]*?)height="[^"]*"([^>]*?)width="[^"]*"', r"<svg \1\2", text, count=1)
+
+
+def accuracy_bars(result: dict[str, Any]) -> str:
+    """Accuracy per domain: dense, right after pruning, and fine-tuned again."""
+    target = result["target_domain"]
+    names = list(result["dense"]["accuracy"])
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(6.4, 3.0))
+        axes = figure.add_subplot()
+        for i, (key, colour) in enumerate(COLOURS.items()):
+            shares = [100 * result[key]["accuracy"][name] for name in names]
+            places = [x + (i - 1) * 0.27 for x in range(len(names))]
+            bars = axes.bar(places, shares, 0.25, color=colour, label=NAMES[key])
+            axes.bar_label(bars, fmt="%.0f", fontsize=8, padding=1)
+        labels = [f"{name}\n(unseen)" if name == target else name for name in names]
+        axes.set_xticks(range(len(names)), labels)
+        axes.set_ylabel("accuracy, %")
+        axes.set_ylim(0, 108)
+        axes.legend(frameon=False, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+        return _svg(figure)
+
+
+def kept_map(result: dict[str, Any]) -> str:
+    """Share of units kept, by place in the network and kind of group."""
+    kinds = list(dict.fromkeys(group["kind"] for group in result["groups"]))
+    places: dict[str, dict[str, float]] = {}
+    for group in result["groups"]:
+        found = re.search(r"\.(\d+)(?:\.|$)", group["name"])
+        place = f"block {found[1]}" if found else "whole network"
+        places.setdefault(place, {})[group["kind"]] = group["kept"] / group["size"]
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(6.4, 0.6 + 0.26 * len(places)))
+        axes = figure.add_subplot()
+        for y, shares in enumerate(places.values()):
+            for kind, share in shares.items():
+                x = kinds.index(kind)
+                axes.barh(y, 0.9, 0.86, left=x, color=INK, alpha=0.15)
+                axes.barh(y, 0.9 * share, 0.86, left=x, color=COLOURS["pruned"], alpha=0.75)
+                axes.text(x + 0.45, y, f"{100 * share:.0f}%", ha="center", va="center", fontsize=8)
+        axes.set_yticks(range(len(places)), list(places))
+        axes.set_xticks([x + 0.45 for x in range(len(kinds))], kinds)
+        axes.xaxis.tick_top()
+        axes.invert_yaxis()
+        axes.set_xlim(0, len(kinds))
+        axes.tick_params(length=0)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+        return _svg(figure)
+
+
+def latency_bars(result: dict[str, Any]) -> str:
+    """Median latency and its spread, dense beside pruned."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(6.4, 1.5))
+        axes = figure.add_subplot()
+        for y, key in enumerate(("dense", "pruned")):
+            timing = result[key]["timing"]
+            bar = axes.barh(y, timing["latency_ms"], 0.6, color=COLOURS[key])
+            axes.errorbar(
+                timing["latency_ms"], y, xerr=timing["latency_iqr_ms"] / 2, color=INK, capsize=3
+            )
+            axes.bar_label(bar, fmt="%.1f ms", padding=12)
+        axes.set_yticks([0, 1], ["dense", "pruned"])
+        axes.invert_yaxis()
+        axes.set_xlim(0, 1.25 * max(result[key]["latency_ms"] for key in ("dense", "pruned")))
+        axes.set_xlabel("milliseconds a batch, median and interquartile range")
+        return _svg(figure)
+
+
+def training_curves(result: dict[str, Any]) -> str | None:
+    """Validation accuracy on the sources over epochs, before and after pruning."""
+    histories = {name: rows for name, rows in result["history"].items() if rows}
+    if not histories:
+        return None
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(6.4, 2.4))
+        axes = figure.add_subplot()
+        for name, rows in histories.items():
+            epochs = [row["epoch"] for row in rows]
+            shares = [100 * row["val_accuracy"] for row in rows]
+            axes.plot(epochs, shares, marker="o", color=COLOURS[name], label=NAMES[name])
+        axes.set_xlabel("epoch")
+        axes.set_ylabel("validation accuracy, %")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.legend(frameon=False)
+        return _svg(figure)
+
+
+def sample_images(data: DomainData, count: int = 8, side: int = 64) -> dict[str, list[str]]:
+    """A few images of each domain, of different classes, as data URIs.
+
+    Parameters
+    ----------
+    data : DomainData
+    count : int
+        Images a domain.
+    side : int
+        Pixels they are scaled to.
+
+    Returns
+    -------
+    dict of str to list of str
+    """
+    out: dict[str, list[str]] = {}
+    for domain, samples in data.samples.items():
+        first = {sample.label: sample for sample in reversed(samples)}
+        chosen: Sequence[Any] = [first[label] for label in sorted(first)][:count]
+        out[domain] = [_thumbnail(sample.path, side) for sample in chosen]
+    return out
+
+
+def _thumbnail(path: Any, side: int) -> str:
+    with Image.open(path) as image:
+        small = image.convert("RGBA")
+        small.thumbnail((side, side))
+        paper = Image.new("RGBA", small.size, "white")
+        paper.alpha_composite(small)
+    buffer = io.BytesIO()
+    paper.convert("RGB").save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

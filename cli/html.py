@@ -1,0 +1,56 @@
+"""Self-contained HTML pages: the report of a run, and the groups of a model."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, select_autoescape
+
+from cli import figures
+from cli.output import percent
+from domains import DomainData
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("cli"), autoescape=select_autoescape(["j2", "html"])
+    )
+    environment.filters["percent"] = percent
+    environment.filters["thousands"] = lambda number: f"{number:,}"
+    return environment
+
+
+def report_page(result: dict[str, Any], data: DomainData) -> str:
+    """The page of one run: what was done, how good, how fast, and what is gone.
+
+    Parameters
+    ----------
+    result : dict
+        The row of `cli.pipeline.run_pipeline`.
+    data : DomainData
+        For the sample images.
+
+    Returns
+    -------
+    str
+        HTML that needs no other file and no network.
+    """
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            result=result,
+            accuracy=figures.accuracy_bars(result),
+            kept=figures.kept_map(result),
+            latency=figures.latency_bars(result),
+            curves=figures.training_curves(result),
+            samples=figures.sample_images(data),
+            settings=json.dumps(result["settings"], indent=1),
+        )
+    )
+
+
+def inspect_page(result: dict[str, Any]) -> str:
+    """The page of a model's groups and their members."""
+    return _environment().get_template("inspect.html.j2").render(result=result)

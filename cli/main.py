@@ -1,0 +1,77 @@
+"""Entry point: the click group, and the one place where errors become sentences and exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import click
+
+from cli.commands.bench import bench
+from cli.commands.demo import demo
+from cli.commands.evaluate import evaluate
+from cli.commands.finetune import finetune
+from cli.commands.inspect import inspect
+from cli.commands.prune import prune
+from cli.commands.run import run
+from depgraph import DepgraphError
+
+
+def program_version() -> str:
+    """Version of the installed program."""
+    try:
+        return version("depgraph-prune")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+class Program(click.Group):
+    """A group whose commands fail with one sentence, or with a traceback under ``--debug``."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; exit 1 for a failed run, whatever raised."""
+        try:
+            return super().invoke(ctx)
+        except (DepgraphError, OSError, RuntimeError, MemoryError, KeyboardInterrupt) as error:
+            if isinstance(error, (click.exceptions.Exit, click.Abort)):
+                raise
+            if ctx.params.get("debug"):
+                traceback.print_exc()
+            click.echo(f"depgraph-prune: {sentence(error)}", err=True)
+            ctx.exit(1)
+
+
+def sentence(error: BaseException) -> str:
+    """What went wrong, in one sentence."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; what was finished is kept, and --resume continues from there"
+    if isinstance(error, DepgraphError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        where = f"'{os.fspath(error.filename)}': " if error.filename else ""
+        return f"{where}{error.strerror}"
+    text = str(error).strip().partition("\n")[0] or type(error).__name__
+    return f"{type(error).__name__}: {text} (--debug shows where)"
+
+
+@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(program_version(), prog_name="depgraph-prune")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def program(debug: bool) -> None:
+    """Prune vision transformers by their dependency graph, and judge them on an unseen domain."""
+
+
+for command in (demo, inspect, prune, finetune, evaluate, bench, run):
+    program.add_command(command)
+
+
+def main() -> None:
+    """Console script."""
+    sys.exit(program())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""Options that several commands share, as decorators: each is spelled and explained once."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pruners import METRICS
+from pruners.allocation import NORMALISATIONS, SCOPES
+
+Command = Callable[..., Any]
+
+BEST_METRIC = "hessian"
+"""What `run` and `prune` score with when nothing is said: the best the project knows."""
+
+
+def _combined(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def _model_args(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict:
+    parsed = {}
+    for text in values:
+        key, found, value = text.partition("=")
+        if not found or not key.isidentifier():
+            raise click.BadParameter(f"'{text}' is not of the form key=value", ctx, param)
+        try:
+            parsed[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            parsed[key] = value
+    return parsed
+
+
+def _words(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(word for value in values for word in value.split(",") if word)
+
+
+class Share(click.FloatRange):
+    """A number strictly between 0 and 1."""
+
+    name = "share"
+
+    def __init__(self) -> None:
+        super().__init__(0, 1, min_open=True, max_open=True)
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+seed_option = click.option(
+    "--seed", default=0, show_default=True, help="Seed of all that is drawn."
+)
+data_option = click.option(
+    "--data",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Folder ROOT/<domain>/<class>/<image>.",
+)
+target_option = click.option("--target", required=True, help="The domain left out of training.")
+split_option = click.option(
+    "--split-by",
+    type=click.Choice(["image", "stem"]),
+    default="image",
+    show_default=True,
+    help="stem: images of the same file name are on the same side in all domains.",
+)
+out_option = click.option(
+    "--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Directory."
+)
+resume_option = click.option("--resume", is_flag=True, help="Continue what an earlier call began.")
+
+model_options = _combined(
+    click.argument("model_name", metavar="MODEL"),
+    click.option("--pretrained/--no-pretrained", default=True, help="timm's weights, or random."),
+    click.option(
+        "--weights",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="Checkpoint to start from: safetensors, or a torch file of plain tensors.",
+    ),
+    click.option("--img-size", type=click.IntRange(1), help="Side of the input images."),
+    click.option("--num-classes", type=click.IntRange(0), help="Outputs of the classifier."),
+    click.option(
+        "--model-arg",
+        "model_args",
+        multiple=True,
+        callback=_model_args,
+        metavar="KEY=VALUE",
+        help="Argument of the model's constructor; may be given again.",
+    ),
+)
+
+compute_options = _combined(
+    click.option("--device", help="cpu, cuda, cuda:1, ...; by default CUDA where there is one."),
+    click.option("--amp/--no-amp", default=False, help="Mixed precision."),
+)
+
+pruning_options = _combined(
+    click.option("--ratio", type=Share(), help="Share of the prunable units that is removed."),
+    click.option("--target-macs", type=Share(), help="Share of the MACs that is kept."),
+    click.option("--target-params", type=Share(), help="Share of the parameters that is kept."),
+    click.option("--target-latency", type=Share(), help="Share of the latency that is kept."),
+    click.option(
+        "--metric",
+        default=BEST_METRIC,
+        show_default=True,
+        help=f"One of {', '.join(METRICS)}.",
+    ),
+    click.option("--scope", type=click.Choice(SCOPES), default="global", show_default=True),
+    click.option(
+        "--kinds",
+        multiple=True,
+        callback=_words,
+        help="Kinds of groups to prune, by comma: heads,head_dim,hidden,embed; all by default.",
+    ),
+    click.option(
+        "--ignore",
+        multiple=True,
+        callback=_words,
+        help="Patterns of modules, parameters or groups to leave whole, by comma.",
+    ),
+    click.option("--round-to", default=1, show_default=True, help="Keep multiples of this."),
+    click.option("--min-units", default=1, show_default=True, help="Units each group keeps."),
+    click.option(
+        "--normalise",
+        type=click.Choice(list(NORMALISATIONS)),
+        default="mean",
+        show_default=True,
+        help="What each group's scores are divided by before all are ranked.",
+    ),
+    click.option("--num-samples", type=click.IntRange(1), help="Samples to score with  [64]."),
+)
+
+training_options = _combined(
+    click.option("--epochs", type=click.IntRange(0), help="Epochs after pruning  [4]."),
+    click.option("--batch-size", type=click.IntRange(1), help="Images a step  [32]."),
+    click.option("--lr", type=click.FloatRange(0, min_open=True), help="Peak learning rate."),
+)
+
+
+def budget(
+    ratio: float | None,
+    target_macs: float | None,
+    target_params: float | None,
+    target_latency: float | None,
+) -> dict[str, Any]:
+    """Arguments ``ratio`` or ``target`` of `pruners.prune`, from the options that may say them."""
+    if target_latency is not None:
+        raise click.UsageError(
+            "--target-latency needs a latency table of the device, which this version does not "
+            "measure yet; use --target-macs"
+        )
+    given = {"ratio": ratio, "macs": target_macs, "params": target_params}
+    said = {name: share for name, share in given.items() if share is not None}
+    if len(said) > 1:
+        raise click.UsageError("give one of --ratio, --target-macs and --target-params")
+    if "ratio" in said or not said:
+        return {"ratio": said.get("ratio", 0.5)}
+    return {"target": said}

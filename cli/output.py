@@ -1,0 +1,95 @@
+"""How results reach people and programs: rich tables, one JSON object, files written whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import timm
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from depgraph import DepgraphError
+
+
+def emit(result: dict[str, Any], as_json: bool, *tables: Table) -> None:
+    """Print a result: as JSON on standard output, or as tables."""
+    if as_json:
+        click.echo(json.dumps(result))
+        return
+    console = Console()
+    for table in tables:
+        console.print(table)
+
+
+def note(text: str) -> None:
+    """A line for people, on standard error, so that ``--json`` stays one object."""
+    click.echo(text, err=True)
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
+    """A table whose first column is text and whose others are aligned right."""
+    out = Table(title=title, title_justify="left")
+    for i, column in enumerate(columns):
+        out.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+    for row in rows:
+        out.add_row(*map(str, row))
+    return out
+
+
+def percent(share: float | None) -> str:
+    """A share as a percentage."""
+    return "" if share is None else f"{100 * share:.1f}%"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all.
+
+    Raises
+    ------
+    DepgraphError
+        When it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise DepgraphError(
+            f"cannot write '{path}': {error.strerror}; choose another place"
+        ) from error
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON whole or not at all."""
+    write_text(path, json.dumps(data, indent=1))
+
+
+def environment() -> dict[str, Any]:
+    """Versions, device and command line, to be able to make a result again."""
+    from cli.main import program_version
+
+    cuda = torch.cuda.is_available()
+    return {
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "versions": {
+            "depgraph-prune": program_version(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "timm": timm.__version__,
+        },
+        "machine": {
+            "device": torch.cuda.get_device_name() if cuda else platform.processor() or "cpu",
+            "threads": torch.get_num_threads(),
+        },
+    }
