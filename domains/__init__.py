@@ -7,15 +7,16 @@ from domains import timing
 from domains._epoch import EpochRow
 from domains._images import image_size
 from domains.digits import write_digits
-from domains.evaluation import Batches, batches, evaluate
-from domains.folders import DomainData, Sample, load_domains
-from domains.recipe import (
+from domains.digits_recipe import (
     DIGITS_MODELS,
     DIGITS_RECIPE,
     DIGITS_RECOVERY,
     DemoModel,
-    FinetuneSettings,
+    digits_model,
 )
+from domains.evaluation import Batches, batches, evaluate
+from domains.folders import DomainData, Sample, load_domains
+from domains.recipe import FinetuneSettings
 from domains.split import Split, leave_one_out
 from domains.training import FinetuneResult, finetune
 
@@ -32,6 +33,7 @@ __all__ = [
     "Sample",
     "Split",
     "batches",
+    "digits_model",
     "evaluate",
     "finetune",
     "image_size",

@@ -1,7 +1,8 @@
 """Decoding and timm's transforms: every image becomes 8-bit RGB, transparency laid over white."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,17 @@ _BROKEN = (
 Transform = Callable[[Image.Image], Tensor]
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    try:
+        with Image.open(path) as image:
+            yield image
+    except _BROKEN as error:
+        if isinstance(error, DepgraphError):
+            raise
+        raise DepgraphError(f"image {path} is broken ({error}); replace or remove it") from error
+
+
 def read_image(path: Path) -> Image.Image:
     """Decode one file to 8-bit RGB.
 
@@ -39,31 +51,18 @@ def read_image(path: Path) -> Image.Image:
     DepgraphError
         The file is gone, broken, or deeper than 8 bits (a cut to 8 bits would be silent).
     """
-    try:
-        with Image.open(path) as image:
-            if image.mode.startswith(("I", "F")):
-                raise DepgraphError(f"image {path} has more than 8 bits a channel; convert it")
-            if not image.has_transparency_data:
-                return image.convert("RGB")
-            paper = Image.new("RGBA", image.size, "white")
-            return Image.alpha_composite(paper, image.convert("RGBA")).convert("RGB")
-    except DepgraphError:
-        raise
-    except _BROKEN as error:
-        raise DepgraphError(f"image {path} is broken ({error}); replace or remove it") from error
+    with _opened(path) as image:
+        if image.mode.startswith(("I", "F")):
+            raise DepgraphError(f"image {path} has more than 8 bits a channel; convert it")
+        if not image.has_transparency_data:
+            return image.convert("RGB")
+        paper = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(paper, image.convert("RGBA")).convert("RGB")
 
 
 def verify_image(path: Path) -> None:
     """Raise DepgraphError unless the whole file decodes (headers alone hide cut-off files)."""
     read_image(path)
-
-
-def _header_size(path: Path) -> tuple[int, int]:
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except _BROKEN as error:
-        raise DepgraphError(f"image {path} is broken ({error}); replace or remove it") from error
 
 
 def read_all(paths: Sequence[Path], limit_mib: float) -> dict[Path, np.ndarray] | None:
@@ -75,8 +74,8 @@ def read_all(paths: Sequence[Path], limit_mib: float) -> dict[Path, np.ndarray] 
     """
     total = 0
     for path in paths:
-        width, height = _header_size(path)
-        total += 3 * width * height
+        with _opened(path) as image:
+            total += 3 * image.width * image.height
         if total > limit_mib * 2**20:
             return None
     with ThreadPoolExecutor(max_workers=4) as pool:

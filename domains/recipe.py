@@ -1,7 +1,7 @@
 """Settings of a fine-tuning; the defaults are the recipe for pretrained transformers."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from depgraph import DepgraphError
 
@@ -114,46 +114,3 @@ class FinetuneSettings:
                 f"batch_size {self.batch_size} is odd, but mixup and cutmix need pairs; "
                 "make it even"
             )
-
-
-@dataclass(frozen=True)
-class DemoModel:
-    """Arguments for `timm.create_model`: a small transformer for the digits of `write_digits`."""
-
-    name: str
-    kwargs: dict[str, Any]
-
-
-_DIGITS_SHAPE: dict[str, Any] = {
-    "img_size": 32,
-    "patch_size": 4,
-    "embed_dim": 96,
-    "depth": 4,
-    "num_heads": 4,
-    "num_classes": 10,
-}
-
-DIGITS_MODELS: dict[str, DemoModel] = {
-    "vit": DemoModel("vit_tiny_patch16_224", _DIGITS_SHAPE),
-    "deit": DemoModel("deit_tiny_distilled_patch16_224", _DIGITS_SHAPE),
-    "beit": DemoModel("beit_base_patch16_224", _DIGITS_SHAPE),
-}
-
-_DIGITS_LOOK: dict[str, Any] = {
-    # No flips (2 and 5 would be lost), crops that keep the whole stroke, colours at will.
-    "hflip": 0.0,
-    "crop_scale": (0.7, 1.0),
-    "crop_ratio": (0.85, 1 / 0.85),
-    "color_jitter": 0.4,
-    "grayscale": 0.2,
-}
-
-DIGITS_RECIPE = FinetuneSettings(
-    epochs=12, batch_size=32, lr=1.5e-3, warmup_epochs=1, smoothing=0.05, **_DIGITS_LOOK
-)
-"""Training of a `DIGITS_MODELS` model from scratch."""
-
-DIGITS_RECOVERY = FinetuneSettings(
-    epochs=4, batch_size=32, lr=8e-4, warmup_epochs=0.2, smoothing=0.05, **_DIGITS_LOOK
-)
-"""Training of the same model after pruning."""

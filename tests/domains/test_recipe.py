@@ -1,9 +1,7 @@
 import pytest
-import timm
-import torch
 
 from depgraph import DepgraphError
-from domains import DIGITS_MODELS, DIGITS_RECIPE, DIGITS_RECOVERY, FinetuneSettings
+from domains import FinetuneSettings
 
 
 @pytest.mark.parametrize(
@@ -35,15 +33,3 @@ def test_a_setting_that_cannot_train_is_named_with_what_is_allowed(name, value):
 def test_mixup_with_an_odd_batch_is_refused():
     with pytest.raises(DepgraphError, match="odd"):
         FinetuneSettings(mixup=0.2, batch_size=31)
-
-
-@pytest.mark.parametrize("family", DIGITS_MODELS)
-def test_the_models_for_the_digits_take_small_images_and_have_ten_outputs(family):
-    demo = DIGITS_MODELS[family]
-    model = timm.create_model(demo.name, **demo.kwargs).eval()
-    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
-
-
-@pytest.mark.parametrize("recipe", [DIGITS_RECIPE, DIGITS_RECOVERY])
-def test_the_digits_are_never_mirrored(recipe):
-    assert recipe.hflip == 0
