@@ -77,11 +77,11 @@ def kept_map(result: dict[str, Any]) -> str:
         for y, shares in enumerate(places.values()):
             for kind, share in shares.items():
                 x = kinds.index(kind)
-                axes.barh(y, 0.9, 0.86, left=x, color=INK, alpha=0.15)
-                axes.barh(y, 0.9 * share, 0.86, left=x, color=COLOURS["pruned"], alpha=0.75)
-                axes.text(x + 0.45, y, f"{100 * share:.0f}%", ha="center", va="center", fontsize=8)
+                axes.barh(y, 0.62, 0.86, left=x, color=INK, alpha=0.15)
+                axes.barh(y, 0.62 * share, 0.86, left=x, color=COLOURS["pruned"], alpha=0.8)
+                axes.text(x + 0.66, y, f"{100 * share:.0f}%", va="center", fontsize=9)
         axes.set_yticks(range(len(places)), list(places))
-        axes.set_xticks([x + 0.45 for x in range(len(kinds))], kinds)
+        axes.set_xticks([x + 0.31 for x in range(len(kinds))], kinds)
         axes.xaxis.tick_top()
         axes.invert_yaxis()
         axes.set_xlim(0, len(kinds))
@@ -96,16 +96,22 @@ def latency_bars(result: dict[str, Any]) -> str:
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(6.4, 1.5))
         axes = figure.add_subplot()
-        for y, key in enumerate(("dense", "pruned")):
-            timing = result[key]["timing"]
-            bar = axes.barh(y, timing["latency_ms"], 0.6, color=COLOURS[key])
-            axes.errorbar(
-                timing["latency_ms"], y, xerr=timing["latency_iqr_ms"] / 2, color=INK, capsize=3
+        timings = [result[key]["timing"] for key in ("dense", "pruned")]
+        for y, (key, timing) in enumerate(zip(("dense", "pruned"), timings, strict=True)):
+            median, half = timing["latency_ms"], timing["latency_iqr_ms"] / 2
+            axes.barh(y, median, 0.6, color=COLOURS[key])
+            axes.errorbar(median, y, xerr=half, color=INK, capsize=3)
+            axes.annotate(
+                f"{median:.1f} ms",
+                (median + half, y),
+                xytext=(8, 0),
+                textcoords="offset points",
+                va="center",
             )
-            axes.bar_label(bar, fmt="%.1f ms", padding=12)
         axes.set_yticks([0, 1], ["dense", "pruned"])
         axes.invert_yaxis()
-        axes.set_xlim(0, 1.25 * max(result[key]["latency_ms"] for key in ("dense", "pruned")))
+        ends = [t["latency_ms"] + t["latency_iqr_ms"] / 2 for t in timings]
+        axes.set_xlim(0, 1.2 * max(ends))
         axes.set_xlabel("milliseconds a batch, median and interquartile range")
         return _svg(figure)
 

@@ -47,7 +47,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
 
 def percent(share: float | None) -> str:
     """A share as a percentage."""
-    return "" if share is None else f"{100 * share:.1f}%"
+    return "" if share is None else f"{100 * share:.1f}".removesuffix(".0") + "%"
 
 
 def write_text(path: Path, text: str) -> None:
@@ -81,7 +81,7 @@ def environment() -> dict[str, Any]:
 
     cuda = torch.cuda.is_available()
     return {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join(["depgraph-prune", *sys.argv[1:]]),
         "versions": {
             "depgraph-prune": program_version(),
             "python": platform.python_version(),
