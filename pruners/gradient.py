@@ -146,7 +146,7 @@ class Hessian(_Expansion):
             for gradients, losses in self._per_sample(model, parameters, fixed, batches):
                 _check(losses, self.name)
                 for name, gradient in gradients.items():
-                    squares[name] += gradient.float().square_().sum(0)
+                    squares[name] += gradient.float().square().sum(0)  # gradients may share memory
                 count += len(losses)
 
         def reduction(name: str, dim: int) -> Tensor:
