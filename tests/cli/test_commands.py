@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import networkx as nx
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+import depgraph
+from tests.cli.conftest import TINY, Invoke
+
+QUICK = ["--epochs=1", "--dense-epochs=1", "--batch-size=6", "--bench-seconds=0.1"]
+
+
+def test_inspect_lists_groups_and_writes_graphml_and_a_page(invoke: Invoke, tmp_path: Path) -> None:
+    graphml, page = tmp_path / "graph.graphml", tmp_path / "groups.html"
+    result = invoke("inspect", *TINY, "--json", "--graphml", graphml, "--html", page)
+    assert result.exit_code == 0, result.output
+    groups = {group["name"]: group for group in json.loads(result.stdout)["groups"]}
+    assert groups["blocks.0.attn.heads"]["size"] == 4
+    assert any("output" in (group["frozen"] or "") for group in groups.values())
+    assert "group:embed" in nx.read_graphml(graphml)
+    assert "blocks.1.mlp.hidden" in page.read_text()
+
+
+def test_inspect_needs_no_weights(invoke: Invoke) -> None:
+    result = invoke("inspect", "vit_large_patch16_224", "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["prunable"] == 1 + 3 * 24
+
+
+def test_prune_saves_a_model_that_loads(invoke: Invoke, tmp_path: Path) -> None:
+    out = tmp_path / "small"
+    args = ["--ratio=0.5", "--metric=l2", "--num-classes=3", "--out", out, "--json"]
+    result = invoke("prune", *TINY, *args)
+    assert result.exit_code == 0, result.output
+    row = json.loads(result.stdout)
+    model = depgraph.load(out)
+    assert row["pruned"]["params"] == sum(p.numel() for p in model.parameters())
+    assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
+    units = row["groups"].values()
+    removed = sum(group["size"] - group["kept"] for group in units)
+    assert removed == round(0.5 * sum(group["size"] for group in units))
+
+
+def test_a_target_of_macs_is_met(invoke: Invoke, tmp_path: Path) -> None:
+    args = ["--target-macs=0.4", "--metric=l1", "--out", tmp_path / "small", "--json"]
+    row = json.loads(invoke("prune", *TINY, *args).stdout)
+    assert row["pruned"]["macs"] == pytest.approx(0.4 * row["dense"]["macs"], rel=0.02)
+
+
+def test_run_does_the_whole_job_and_resumes_to_the_same_result(
+    invoke: Invoke, data: Path, tmp_path: Path
+) -> None:
+    args = ["run", *TINY, "--data", data, "--target=wool", *QUICK, "--json"]
+    args += ["--ratio=0.5", "--out", tmp_path / "run"]
+    result = invoke(*args)
+    assert result.exit_code == 0, result.output
+    row = json.loads(result.stdout)
+    assert row["target_domain"] == "wool" and row["metric"] == "hessian" and row["ratio"] == 0.5
+    for model in ("dense", "pruned"):
+        assert set(row[model]["accuracy"]) == {"clay", "ink", "wool"}
+        assert {"params", "macs", "latency_ms"} <= set(row[model])
+    assert row["pruned"]["macs"] < row["dense"]["macs"] and row["speedup"] > 0
+    assert row["seed"] == 0 and row["versions"]["torch"] == torch.__version__
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "wool" in page and "http" not in page.replace("http://www.w3.org", "")
+
+    assert "--resume" in invoke(*args).stderr
+    (tmp_path / "run" / "result.json").unlink()
+    again = json.loads(invoke(*args, "--resume").stdout)
+    assert again["pruned"]["accuracy"] == row["pruned"]["accuracy"]
+    other = invoke(*args, "--resume", "--ratio=0.75")
+    assert other.exit_code == 1 and "was made with ratio=0.5" in other.stderr
+
+
+def test_a_saved_model_is_finetuned_evaluated_and_timed(
+    invoke: Invoke, data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "small"
+    invoke("prune", *TINY, "--metric=taylor", "--data", data, "--target=ink", "--out", out)
+    args = ["--data", data, "--target=ink", "--json"]
+    tuned = invoke("finetune", out, *args, "--epochs=1", "--batch-size=6")
+    assert tuned.exit_code == 0, tuned.output
+    measured = invoke("evaluate", out, *args)
+    accuracy = json.loads(measured.stdout)["accuracy"]
+    assert accuracy == json.loads(tuned.stdout)["accuracy"]
+    dense = timm.create_model(
+        TINY[0], img_size=32, patch_size=8, depth=2, embed_dim=32, num_heads=4, num_classes=2
+    )
+    depgraph.save(dense, tmp_path / "dense")
+    timed = invoke("bench", out, "--seconds=0.1", "--json")
+    assert timed.exit_code == 0, timed.output
+    row = json.loads(timed.stdout)
+    assert row["dense"]["macs"] > row["pruned"]["macs"]
+
+
+def test_weights_of_another_size_and_without_a_head_are_taken(
+    invoke: Invoke, tmp_path: Path
+) -> None:
+    bigger = timm.create_model(
+        TINY[0], img_size=64, patch_size=8, depth=2, embed_dim=32, num_heads=4, num_classes=0
+    )
+    save_file(bigger.half().state_dict(), tmp_path / "w.safetensors")
+    args = ["--weights", tmp_path / "w.safetensors", "--metric=l2", "--num-classes=3"]
+    result = invoke("prune", *TINY, *args, "--out", tmp_path / "small")
+    assert result.exit_code == 0, result.output
+    assert "head.weight" in result.stderr and "random" in result.stderr
+
+
+def test_demo_ends_with_a_table_and_the_path_of_the_report(invoke: Invoke, tmp_path: Path) -> None:
+    result = invoke("demo", "--quick", "--model=beit", "--out", tmp_path / "demo")
+    assert result.exit_code == 0, result.output
+    path = result.stdout.strip().splitlines()[-1].removeprefix("report: ")
+    assert Path(path).read_text().startswith("<!doctype html>")
+    assert "outline (unseen)" in result.stdout

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import Result
+
+import domains
+from tests.cli.conftest import TINY, Invoke
+
+
+def failed(result: Result, *words: str) -> None:
+    """One sentence on standard error, exit code 1 or 2, and no traceback."""
+    assert result.exit_code in (1, 2), result.output
+    assert "Traceback" not in result.output
+    for word in words:
+        assert word in result.stderr
+
+
+@pytest.fixture
+def run(data: Path, tmp_path: Path) -> list[object]:
+    return [
+        "run",
+        *TINY,
+        "--data",
+        data,
+        "--target=wool",
+        "--out",
+        tmp_path / "run",
+        "--epochs=1",
+        "--dense-epochs=1",
+        "--batch-size=6",
+        "--metric=l2",
+        "--bench-seconds=0.1",
+    ]
+
+
+def test_an_unknown_model_is_answered_with_near_names(invoke: Invoke) -> None:
+    failed(invoke("inspect", "vit_bas_patch16_224"), "vit_base_patch16_224")
+
+
+def test_an_argument_the_model_does_not_take_is_named(invoke: Invoke) -> None:
+    failed(invoke("inspect", "vit_tiny_patch16_224", "--model-arg", "legs=4"), "legs")
+
+
+@pytest.mark.parametrize("ratio", ["0", "1", "1.5", "-0.1", "half"])
+def test_a_ratio_outside_zero_and_one_is_a_usage_error(
+    invoke: Invoke, ratio: str, tmp_path: Path
+) -> None:
+    result = invoke("prune", *TINY, f"--ratio={ratio}", "--out", tmp_path / "x")
+    assert result.exit_code == 2
+    failed(result, "--ratio")
+
+
+def test_two_budgets_at_once_are_a_usage_error(invoke: Invoke, tmp_path: Path) -> None:
+    args = ["--ratio=0.5", "--target-macs=0.5", "--out", tmp_path / "x"]
+    failed(invoke("prune", *TINY, *args), "one of --ratio")
+
+
+def test_an_unknown_metric_is_answered_with_a_near_one(invoke: Invoke, tmp_path: Path) -> None:
+    failed(invoke("prune", *TINY, "--metric=hesian", "--out", tmp_path / "x"), "'hessian'")
+
+
+def test_a_metric_with_data_needs_data(invoke: Invoke, tmp_path: Path) -> None:
+    failed(invoke("prune", *TINY, "--metric=hessian", "--out", tmp_path / "x"), "--data")
+    assert not (tmp_path / "x").exists()
+
+
+def test_weights_that_do_not_fit_name_the_first_parameter(invoke: Invoke, tmp_path: Path) -> None:
+    torch.save({"cls_token": torch.zeros(1, 1, 7)}, tmp_path / "w.pt")
+    args = ["--weights", tmp_path / "w.pt", "--metric=l2", "--out", tmp_path / "x"]
+    failed(invoke("prune", *TINY, *args), "cls_token", "(1, 1, 7)")
+
+
+def test_weights_that_are_no_weights_are_refused(invoke: Invoke, tmp_path: Path) -> None:
+    (tmp_path / "w.safetensors").write_bytes(b"not weights at all")
+    args = ["--weights", tmp_path / "w.safetensors", "--metric=l2", "--out", tmp_path / "x"]
+    failed(invoke("prune", *TINY, *args), "cannot be read as weights")
+
+
+def test_a_pickle_is_never_loaded(invoke: Invoke, tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple:
+            return (Path.touch, (tmp_path / "owned",))
+
+    torch.save({"x": Evil()}, tmp_path / "w.pt")
+    args = ["--weights", tmp_path / "w.pt", "--metric=l2", "--out", tmp_path / "x"]
+    failed(invoke("prune", *TINY, *args), "cannot be read as weights")
+    assert not (tmp_path / "owned").exists()
+
+
+def test_a_corrupt_image_is_named_before_any_training(
+    invoke: Invoke, run: list[object], data: Path, tmp_path: Path
+) -> None:
+    (data / "ink" / "dot" / "3.png").write_bytes(b"\x89PNG nothing")
+    failed(invoke(*run), "3.png")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_class_missing_in_one_domain_is_named(
+    invoke: Invoke, run: list[object], data: Path
+) -> None:
+    shutil.rmtree(data / "clay" / "line")
+    failed(invoke(*run), "clay", "line")
+
+
+def test_an_unknown_target_is_answered_with_near_names(invoke: Invoke, run: list[object]) -> None:
+    failed(invoke(*run, "--target=wol"), "wool")
+
+
+def test_a_folder_without_a_model_is_refused(invoke: Invoke, tmp_path: Path, data: Path) -> None:
+    failed(invoke("evaluate", tmp_path, "--data", data), "structure.json")
+
+
+def test_a_plan_for_another_model_shows_in_bench(invoke: Invoke, tmp_path: Path) -> None:
+    invoke("prune", *TINY, "--metric=l2", "--out", tmp_path / "small")
+    failed(invoke("bench", tmp_path / "small"), "--dense")
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(
+    invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("depgraph.store.save_file", full)
+    args = ["--metric=l2", "--out", tmp_path / "small"]
+    failed(invoke("prune", *TINY, *args), "No space left")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_in_training_is_one_sentence_and_resume_finishes(
+    invoke: Invoke, run: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finetune = domains.finetune
+
+    def interrupted(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(domains, "finetune", interrupted)
+    result = invoke(*run)
+    failed(result, "interrupted", "--resume")
+    monkeypatch.setattr(domains, "finetune", finetune)
+    finished = invoke(*run, "--resume", "--json")
+    assert finished.exit_code == 0, finished.output
+    assert json.loads(finished.stdout)["speedup"] > 0
+
+
+def test_a_device_that_is_not_there_is_refused(
+    invoke: Invoke, run: list[object], tmp_path: Path
+) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("a CUDA device is here")
+    failed(invoke(*run, "--device=cuda"), "cuda")
+
+
+def test_debug_shows_the_traceback(invoke: Invoke) -> None:
+    result = invoke("--debug", "inspect", "vit_bas_patch16_224")
+    assert result.exit_code == 1 and "Traceback" in result.stderr
