@@ -36,7 +36,8 @@ _STYLE: dict[Any, Any] = {
 
 def _svg(figure: Figure) -> str:
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, bbox_inches="tight")
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(buffer, format="svg", transparent=True, bbox_inches="tight", metadata=nothing)
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     # The page decides how wide a figure is; the view box keeps its proportions.

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import networkx as nx
@@ -67,7 +68,7 @@ def test_run_does_the_whole_job_and_resumes_to_the_same_result(
     assert row["pruned"]["macs"] < row["dense"]["macs"] and row["speedup"] > 0
     assert row["seed"] == 0 and row["versions"]["torch"] == torch.__version__
     page = (tmp_path / "run" / "report.html").read_text()
-    assert "wool" in page and "http" not in page.replace("http://www.w3.org", "")
+    assert "wool" in page and not re.search(r"(src|href)=.?(http|//)", page)
 
     assert "--resume" in invoke(*args).stderr
     (tmp_path / "run" / "result.json").unlink()
