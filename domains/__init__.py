@@ -16,7 +16,7 @@ from domains.digits_recipe import (
 )
 from domains.evaluation import Batches, batches, evaluate
 from domains.folders import DomainData, Sample, load_domains
-from domains.recipe import FinetuneSettings
+from domains.recipe import RECOVERY, FinetuneSettings
 from domains.split import Split, leave_one_out
 from domains.training import FinetuneResult, finetune
 
@@ -24,6 +24,7 @@ __all__ = [
     "DIGITS_MODELS",
     "DIGITS_RECIPE",
     "DIGITS_RECOVERY",
+    "RECOVERY",
     "Batches",
     "DemoModel",
     "DomainData",
