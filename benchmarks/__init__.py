@@ -1,1 +1,1 @@
-"""Measurements that need minutes: latency suites, engine times beside a peer, exactness of many random plans."""
+"""Measurements that need minutes: latency, engine times beside a peer, exactness of many plans."""

@@ -24,9 +24,6 @@ from cli.output import environment, note, write_json
 from depgraph import DepgraphError
 from domains import FinetuneSettings, Split, timing
 
-DENSE_EPOCHS, DENSE_LR = 6, 5e-5
-RECOVERY_EPOCHS, RECOVERY_LR = 4, 1e-4
-
 
 @dataclass(frozen=True)
 class RunSettings:
@@ -51,19 +48,19 @@ class RunSettings:
     pruning: dict[str, Any]
     dense: FinetuneSettings | None
     recovery: FinetuneSettings | None
-    distill: bool = True
+    distill: bool = False
     timing: timing.TimingSettings = field(default_factory=timing.TimingSettings)
     seed: int = 0
 
 
 def recovery_settings(**said: Any) -> FinetuneSettings:
     """The recipe after pruning, with what was said on the command line in its place."""
-    return _settings(FinetuneSettings(epochs=RECOVERY_EPOCHS, lr=RECOVERY_LR), said)
+    return _settings(domains.RECOVERY, said)
 
 
 def dense_settings(**said: Any) -> FinetuneSettings:
     """The recipe of the dense model, with what was said on the command line in its place."""
-    return _settings(FinetuneSettings(epochs=DENSE_EPOCHS, lr=DENSE_LR), said)
+    return _settings(FinetuneSettings(), said)
 
 
 def _settings(base: FinetuneSettings, said: dict[str, Any]) -> FinetuneSettings:

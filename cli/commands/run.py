@@ -40,7 +40,7 @@ from domains import timing
 @click.option("--dense-epochs", type=click.IntRange(0), help="Epochs before pruning  [6].")
 @click.option("--dense-lr", type=click.FloatRange(0, min_open=True), help="Rate before pruning.")
 @click.option("--dense", type=click.Path(path_type=Path), help="Dense model fine-tuned earlier.")
-@click.option("--distill/--no-distill", default=True, help="Learn from the dense model's outputs.")
+@click.option("--distill/--no-distill", default=False, help="Learn from the dense model too.")
 @click.option("--bench-batch-size", default=1, show_default=True, help="Images timed at once.")
 @click.option("--bench-seconds", default=10.0, show_default=True, help="Time to measure for.")
 @out_option

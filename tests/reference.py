@@ -1,0 +1,155 @@
+"""The judge of exactness: the original model with the removed units switched off, not sliced.
+
+It shares nothing with the slicer. It sets to zero whatever `plan.kept` does not keep, and lets each
+norm over a pruned dim take its statistics over the kept channels; the model keeps its full shape.
+"""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from depgraph import DependencyGraph, Plan
+
+
+class KeptNorm(nn.Module):
+    """A LayerNorm or RMSNorm of its input's kept channels; the others are zero.
+
+    Parameters
+    ----------
+    norm : nn.Module
+        Has `weight`, perhaps `bias`, over the last dim, and `normalized_shape`.
+    kept : LongTensor
+        Channels kept of the last dim.
+    """
+
+    def __init__(self, norm: nn.Module, kept: Tensor) -> None:
+        super().__init__()
+        self.norm: Any = copy.deepcopy(norm)
+        self.kept: Tensor
+        self.register_buffer("kept", kept, persistent=False)
+        for name, parameter in norm.named_parameters():
+            setattr(self.norm, name, nn.Parameter(parameter.detach()[kept]))
+        self.norm.normalized_shape = (len(kept),)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a tensor of the shape of `x`."""
+        return torch.zeros_like(x).index_copy(-1, self.kept, self.norm(x[..., self.kept]))
+
+
+def masked(model: nn.Module, plan: Plan) -> nn.Module:
+    """Copy a model and switch off in the copy what a plan removes.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Stays as it is.
+    plan : Plan
+        Only its `kept` and `kept_buffers` are read.
+
+    Returns
+    -------
+    nn.Module
+        Of the original's shapes. Its output is what the sliced model must give.
+    """
+    model = copy.deepcopy(model)
+    for tensors, kept in (
+        (dict(model.named_parameters()), plan.kept),
+        (dict(model.named_buffers()), plan.kept_buffers),
+    ):
+        for name, dims in kept.items():
+            for dim, indices in dims.items():
+                _zero_all_but(tensors[name], dim, indices)
+    for name, module in list(model.named_modules()):
+        channels = plan.kept.get(f"{name}.weight", {}).get(0)
+        if channels is not None and hasattr(module, "normalized_shape"):
+            model.set_submodule(name, KeptNorm(module, channels))
+    return model
+
+
+@torch.no_grad()
+def _zero_all_but(tensor: Tensor, dim: int, kept: Tensor) -> None:
+    gone = torch.ones(tensor.shape[dim], dtype=torch.bool)
+    gone[kept] = False
+    tensor.index_fill_(dim, gone.nonzero().flatten().to(tensor.device), 0)
+
+
+@torch.no_grad()
+def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Give every float parameter and buffer random values that carry a signal of order one.
+
+    Fresh models start with zeros (biases, tables, tokens, layer scales) or ones (norms), where a
+    wrong index would go unnoticed.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if not tensor.is_floating_point():
+            continue
+        noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+        if name.endswith("weight") and tensor.ndim > 1:
+            values = noise * tensor[0].numel() ** -0.5
+        elif name.endswith("weight"):
+            values = 1 + 0.3 * noise
+        else:
+            values = 0.5 * noise
+        tensor.copy_(values)
+    return model
+
+
+def random_units(
+    graph: DependencyGraph, seed: int, ratio: float | None = None
+) -> dict[str, list[int]]:
+    """Choose random kept units for each prunable group, another number in each.
+
+    Parameters
+    ----------
+    graph : DependencyGraph
+    seed : int
+    ratio : float, optional
+        Share removed, give or take half of what stays; None: any number from one unit to all.
+
+    Returns
+    -------
+    dict of str to list of int
+        For `graph.plan`; each group keeps at least one unit.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    kept = {}
+    for group in graph.groups:
+        if group.frozen:
+            continue
+        if ratio is None:
+            number = int(torch.randint(1, group.size + 1, (), generator=generator))
+        else:
+            spread = 0.5 + float(torch.rand((), generator=generator))
+            number = min(group.size, max(1, round(group.size * (1 - ratio) * spread)))
+        units = torch.randperm(group.size, generator=generator)[:number]
+        kept[group.name] = units.sort().values.tolist()
+    return kept
+
+
+def relative_difference(got: Tensor, expected: Tensor) -> float:
+    """Return max |got - expected| / max |expected|."""
+    return ((got - expected).abs().max() / expected.abs().max()).item()
+
+
+def measured_params(model: nn.Module) -> int:
+    """Return the number of parameters, a tied one counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def measured_macs(model: nn.Module, inputs: Tensor) -> int:
+    """Count by torch's own counter, in a real run on the first image, attention written out."""
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(inputs[:1])
+    return counter.get_total_flops() // 2
+
+
+def state(model: nn.Module) -> Mapping[str, Tensor]:
+    """Return a copy of all parameters and buffers, to see whether a model was touched."""
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    return {name: tensor.detach().clone() for name, tensor in tensors}
