@@ -27,10 +27,12 @@ class KeptNorm(nn.Module):
         Channels kept of the last dim.
     """
 
+    norm: Any
+    kept: Tensor
+
     def __init__(self, norm: nn.Module, kept: Tensor) -> None:
         super().__init__()
-        self.norm: Any = copy.deepcopy(norm)
-        self.kept: Tensor
+        self.norm = copy.deepcopy(norm)
         self.register_buffer("kept", kept, persistent=False)
         for name, parameter in norm.named_parameters():
             setattr(self.norm, name, nn.Parameter(parameter.detach()[kept]))

@@ -69,7 +69,7 @@ def test_the_config_names_the_architecture_in_the_form_of_timm(tmp_path: Path) -
 
 def test_an_attribute_that_is_no_data_is_refused_by_name(tmp_path: Path) -> None:
     model = tiny()
-    model.blocks[0].attn.stream = Path(__file__).open()
+    model.blocks[0].attn.stream = Path(__file__).open()  # noqa: SIM115
     with pytest.raises(depgraph.DepgraphError, match=r"'blocks\.0\.attn\.stream'"):
         depgraph.save(model, tmp_path / "model")
     model.blocks[0].attn.stream.close()
