@@ -61,8 +61,8 @@ def load_model(
         For a name that timm does not know, arguments its constructor refuses, and weights that
         cannot be had or do not fit.
     """
-    if (Path(name) / "structure.json").exists():
-        return depgraph.load(name).eval()
+    if saved_in(Path(name)) is not None:
+        return depgraph.load(saved_in(Path(name)) or name).eval()
     if Path(name).is_dir():
         raise DepgraphError(f"'{name}' is a directory without a saved model (no structure.json)")
     if ":" not in name and not timm.is_model(name):
@@ -79,6 +79,21 @@ def load_model(
     if weights is not None and not structure_only:
         load_weights(model, weights)
     return model.eval()
+
+
+def saved_in(directory: Path) -> Path | None:
+    """Where the saved model is: the directory itself, or ``pruned`` of a run's directory."""
+    for place in (directory, directory / "pruned"):
+        if (place / "structure.json").exists():
+            return place
+    return None
+
+
+def dense_of(directory: Path) -> Path | None:
+    """The dense model that a run left beside its pruned one, if any."""
+    place = saved_in(directory)
+    dense = None if place is None else place.parent / "dense"
+    return dense if dense is not None and (dense / "structure.json").exists() else None
 
 
 def _create(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:

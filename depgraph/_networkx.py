@@ -49,7 +49,8 @@ def build_networkx(graph: DependencyGraph) -> nx.MultiDiGraph:
             )
     _add_couplings(out, graph, labels)
     for group in graph.groups:
-        _add_group(out, graph, group, labels)
+        _add_group(out, group)
+    _add_values_of_groups(out, graph, labels)
     return out
 
 
@@ -94,9 +95,7 @@ def _add_couplings(
         )
 
 
-def _add_group(
-    out: nx.MultiDiGraph, graph: DependencyGraph, group: Group, labels: dict[fx.Node, str]
-) -> None:
+def _add_group(out: nx.MultiDiGraph, group: Group) -> None:
     node = f"group:{group.name}"
     members = "; ".join(f"{m.parameter}[{m.dim}]" for m in (*group.members, *group.buffers))
     out.add_node(
@@ -110,12 +109,20 @@ def _add_group(
     )
     for member in (*group.members, *group.buffers):
         out.add_edge(node, member.parameter, type="member", dim=member.dim, place=member.place)
+
+
+def _add_values_of_groups(
+    out: nx.MultiDiGraph, graph: DependencyGraph, labels: dict[fx.Node, str]
+) -> None:
+    names = {group._atom: group.name for group in graph.groups}
     for value in graph.traced.nodes:
-        if value.op == "output" or value in labels or not shape(value):
+        if value.op == "output" or value in labels:
             continue
         for dim, axis in enumerate(graph.propagation.axes(value)):
-            if group._atom in axis_atoms(axis):
-                out.add_edge(node, value.name, type="member", dim=dim, place=str(dim))
+            for atom in dict.fromkeys(axis_atoms(axis)):
+                if atom in names:
+                    group = f"group:{names[atom]}"
+                    out.add_edge(group, value.name, type="member", dim=dim, place=str(dim))
 
 
 def write_graphml(graph: nx.MultiDiGraph, path: str | PathLike[str]) -> None:

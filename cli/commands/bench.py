@@ -11,7 +11,7 @@ import timm
 from torch import nn
 
 import depgraph
-from cli.models import example_inputs, load_model
+from cli.models import dense_of, example_inputs, load_model
 from cli.options import json_option, seed_option
 from cli.output import emit, environment, table
 from depgraph import DepgraphError
@@ -90,8 +90,7 @@ def bench(
 
 
 def _dense(directory: Path, dense: Path | None, pruned: nn.Module) -> tuple[nn.Module, str]:
-    if dense is None and (directory.parent / "dense" / "structure.json").exists():
-        dense = directory.parent / "dense"
+    dense = dense or dense_of(directory)
     if dense is not None:
         return load_model(str(dense)), str(dense)
     plans = depgraph.plans_of(pruned)

@@ -8,7 +8,7 @@ import click
 
 import depgraph
 import domains
-from cli.models import load_model
+from cli.models import load_model, saved_in
 from cli.options import (
     compute_options,
     data_option,
@@ -66,7 +66,7 @@ def finetune(
     settings = recovery_settings(
         epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, device=device, amp=amp
     )
-    out = out or directory
+    out = out or saved_in(directory) or directory
     trained = domains.finetune(
         model,
         split,

@@ -86,7 +86,7 @@ def test_a_saved_model_is_finetuned_evaluated_and_timed(
     args = ["--data", data, "--target=ink", "--json"]
     tuned = invoke("finetune", out, *args, "--epochs=1", "--batch-size=6")
     assert tuned.exit_code == 0, tuned.output
-    measured = invoke("evaluate", out, *args)
+    measured = invoke("evaluate", out, *args, "--bench-seconds=0.1")
     accuracy = json.loads(measured.stdout)["accuracy"]
     assert accuracy == json.loads(tuned.stdout)["accuracy"]
     dense = timm.create_model(
@@ -97,6 +97,10 @@ def test_a_saved_model_is_finetuned_evaluated_and_timed(
     assert timed.exit_code == 0, timed.output
     row = json.loads(timed.stdout)
     assert row["dense"]["macs"] > row["pruned"]["macs"]
+    both = json.loads(invoke("evaluate", out, *args, "--bench-seconds=0.1").stdout)
+    assert both["metric"] == "taylor" and both["ratio"] == 0.5 and both["target_domain"] == "ink"
+    assert both["speedup"] > 0 and set(both["dense"]["accuracy"]) == {"clay", "ink", "wool"}
+    assert both["dense"]["params"] > both["pruned"]["params"]
 
 
 def test_weights_of_another_size_and_without_a_head_are_taken(
