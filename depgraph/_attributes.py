@@ -13,8 +13,8 @@ from typing import Any
 from torch import fx, nn
 
 from depgraph.axes import Atom, Axis, axis_size
+from depgraph.literals import literal_axes
 from depgraph.propagate import Propagation
-from depgraph.regenerate import literal_axes
 from depgraph.trace import ModuleCall
 
 _PARAMETER_SIZES: tuple[tuple[type[nn.Module], dict[str, tuple[str, int]]], ...] = (

@@ -22,9 +22,10 @@ from depgraph.cost import value_shape
 from depgraph.errors import DepgraphError
 from depgraph.graph import DependencyGraph, example_from_spec, trace
 from depgraph.groups import attention_products
+from depgraph.literals import literal_axes
 from depgraph.plan import Plan
 from depgraph.propagate import Propagation
-from depgraph.regenerate import Regenerator, literal_axes
+from depgraph.regenerate import Regenerator
 from depgraph.trace import ModuleCall, named_tensors, shape, structural_copy
 from depgraph.verify import RecoverableMismatch, verify
 

@@ -11,8 +11,8 @@ from torch.utils import _pytree as pytree
 from depgraph.axes import Atom, axis_atoms
 from depgraph.cost import value_shape
 from depgraph.errors import DepgraphError
+from depgraph.literals import PARTING
 from depgraph.propagate import arguments, op_name
-from depgraph.regenerate import PARTING
 from depgraph.trace import shape, trace_forward
 
 if TYPE_CHECKING:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import fx
 
 from depgraph.propagate import Axes, Propagation, arguments, rule
+from depgraph.rules._broadcast import broadcast
 from depgraph.trace import shape
 
 
@@ -42,23 +41,6 @@ def matmul(p: Propagation, node: fx.Node) -> Axes:
     rows = [p.axes(left)[-2]] if rank_a > 1 else []
     columns = [p.axes(right)[-1]] if rank_b > 1 else []
     return [*lead, *rows, *columns]
-
-
-def broadcast(p: Propagation, node: fx.Node, operands: Sequence[tuple[fx.Node, int]]) -> Axes:
-    """Join the leading dimensions (as many as stated) of operands, aligned from the right."""
-    rank = max(count for _, count in operands)
-    source: list[tuple[fx.Node, int] | None] = [None] * rank
-    for operand, count in operands:
-        for dim in range(count):
-            out = rank - count + dim
-            if shape(operand)[dim] == 1:
-                continue
-            first = source[out]
-            if first is None:
-                source[out] = (operand, dim)
-            else:
-                p.join(node, first, (operand, dim))
-    return [p.axes(place[0])[place[1]] if place else () for place in source]
 
 
 @rule("aten.conv1d", "aten.conv2d", "aten.conv3d", "aten.convolution")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import fx
 
 from depgraph.propagate import Axes, Propagation, rule
+from depgraph.rules._broadcast import broadcast
 from depgraph.trace import shape
 
 
@@ -25,21 +26,8 @@ from depgraph.trace import shape
     "aten.masked_fill",
 )
 def pointwise(p: Propagation, node: fx.Node) -> Axes:
-    """Align from the right; a dimension of size 1 stretches and couples nothing."""
-    sizes = shape(node)
-    source: list[tuple[fx.Node, int] | None] = [None] * len(sizes)
-    for operand in node.all_input_nodes:
-        offset = len(sizes) - len(shape(operand))
-        for dim, size in enumerate(shape(operand)):
-            out = offset + dim
-            if size != sizes[out] or size == 1:
-                continue
-            first = source[out]
-            if first is None:
-                source[out] = (operand, dim)
-            else:
-                p.join(node, first, (operand, dim))
-    return [p.axes(place[0])[place[1]] if place else () for place in source]
+    """All operands broadcast against each other."""
+    return broadcast(p, node, [(x, len(shape(x))) for x in node.all_input_nodes])
 
 
 @rule("aten.to", "aten.type_as")
