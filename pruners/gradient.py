@@ -17,6 +17,7 @@ from torch.func import functional_call, grad_and_value, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from depgraph import DependencyGraph, DepgraphError
+from depgraph.trace import shape
 from pruners._units import reduce_others, sum_over_members
 from pruners.metrics import Batch, register
 
@@ -71,6 +72,20 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def _check_targets(graph: DependencyGraph, batches: Sequence[Batch], loss: Loss) -> None:
+    """With the default loss, class indices have to be among the model's outputs."""
+    if loss is not cross_entropy:
+        return
+    classes = shape(graph.traced.outputs[0])[-1]
+    for _, targets in batches:
+        integers = not targets.is_floating_point()
+        if integers and not (int(targets.min()) >= 0 and int(targets.max()) < classes):
+            raise DepgraphError(
+                f"the targets go from {int(targets.min())} to {int(targets.max())}, but the model "
+                f"has {classes} classes; create it with as many as the data has"
+            )
+
+
 def _check(loss: Tensor, name: str) -> None:
     if not torch.isfinite(loss).all():
         raise DepgraphError(
@@ -98,6 +113,7 @@ class Taylor(_Expansion):
         self, model: nn.Module, graph: DependencyGraph, batches: Sequence[Batch]
     ) -> dict[str, Tensor]:
         """One first-order estimate of the change of the loss per unit."""
+        _check_targets(graph, batches, self.loss)
         parameters, fixed = _scored(model, graph)
         gradient = {
             name: torch.zeros_like(p, dtype=torch.float32) for name, p in parameters.items()
@@ -139,6 +155,7 @@ class Hessian(_Expansion):
         self, model: nn.Module, graph: DependencyGraph, batches: Sequence[Batch]
     ) -> dict[str, Tensor]:
         """One second-order estimate of the change of the loss per unit."""
+        _check_targets(graph, batches, self.loss)
         parameters, fixed = _scored(model, graph)
         squares = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in parameters.items()}
         count = 0

@@ -191,6 +191,7 @@ def test_a_loss_that_is_not_finite_is_refused_and_the_mode_restored() -> None:
         ([], "hold no sample"),
         ([images(2)], "pair"),
         ([(images(2), torch.zeros(3))], "as many inputs as targets"),
+        ([(images(2), torch.tensor([0, 10]))], "has 10 classes"),
     ],
 )
 def test_data_of_the_wrong_form_is_refused(data: object, message: str) -> None:
