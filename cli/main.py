@@ -28,6 +28,20 @@ def program_version() -> str:
         return "unknown"
 
 
+_FAILURES = (
+    KeyboardInterrupt,
+    OSError,
+    RuntimeError,
+    MemoryError,
+    ValueError,  # DepgraphError among them
+    TypeError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+)
+"""What becomes a sentence: our own errors, and what torch and timm raise for bad input."""
+
+
 class Program(click.Group):
     """A group whose commands fail with one sentence, or with a traceback under ``--debug``."""
 
@@ -35,7 +49,7 @@ class Program(click.Group):
         """Run the command; exit 1 for a failed run, whatever raised."""
         try:
             return super().invoke(ctx)
-        except (DepgraphError, OSError, RuntimeError, MemoryError, KeyboardInterrupt) as error:
+        except _FAILURES as error:
             if isinstance(error, (click.exceptions.Exit, click.Abort)):
                 raise
             if ctx.params.get("debug"):
@@ -70,7 +84,7 @@ for command in (demo, inspect, prune, finetune, evaluate, bench, run):
 
 def main() -> None:
     """Console script."""
-    sys.exit(program())
+    sys.exit(program(prog_name="depgraph-prune"))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import pickle
 import sys
 from contextlib import nullcontext
@@ -18,6 +19,17 @@ from torch import Tensor, nn
 
 import depgraph
 from depgraph import DepgraphError
+
+# What torch, safetensors and timm raise for files that hold no state dict of tensors.
+_UNREADABLE = (
+    SafetensorError,
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    KeyError,
+    AttributeError,
+    TypeError,
+)
 
 
 def load_model(
@@ -61,24 +73,74 @@ def load_model(
         For a name that timm does not know, arguments its constructor refuses, and weights that
         cannot be had or do not fit.
     """
-    if saved_in(Path(name)) is not None:
-        return depgraph.load(saved_in(Path(name)) or name).eval()
-    if Path(name).is_dir():
-        raise DepgraphError(f"'{name}' is a directory without a saved model (no structure.json)")
-    if ":" not in name and not timm.is_model(name):
-        near = difflib.get_close_matches(name.partition(".")[0], timm.list_models(), n=3)
-        hint = f"; did you mean {', '.join(near)}?" if near else "; timm.list_models() has them all"
-        raise DepgraphError(f"there is no model '{name}'{hint}")
+    if name and Path(name).is_dir():
+        given = {"--weights": weights, "--img-size": img_size, "--model-arg": model_args}
+        said = next((option for option, value in given.items() if value), None)
+        if said is not None:
+            raise DepgraphError(f"'{name}' is a saved model, complete as it is; leave {said} out")
+        return load_saved(Path(name), num_classes=num_classes, seed=seed)
+    download = pretrained and weights is None and not structure_only
+    _check_name(name, download)
     arguments = dict(model_args or {})
     arguments |= {} if img_size is None else {"img_size": img_size}
     arguments |= {} if num_classes is None else {"num_classes": num_classes}
     torch.manual_seed(seed)
-    download = pretrained and weights is None and not structure_only
     with torch.device("meta") if structure_only else nullcontext():
         model = _create(name, download, arguments)
     if weights is not None and not structure_only:
         load_weights(model, weights)
     return model.eval()
+
+
+def load_saved(directory: Path, *, num_classes: int | None = None, seed: int = 0) -> nn.Module:
+    """The model that `prune`, `finetune` or `run` left in a directory, in eval mode.
+
+    Parameters
+    ----------
+    directory : Path
+        Of the model, or of a run: then its pruned model.
+    num_classes : int, optional
+        Another number than it has gives it a new head, and says so.
+    seed : int
+        Of the new head.
+
+    Raises
+    ------
+    DepgraphError
+        When there is none, or it cannot have that many classes.
+    """
+    place = saved_in(directory)
+    if place is None:
+        what = "has no saved model in it" if directory.is_dir() else "is no directory"
+        raise DepgraphError(f"'{directory}' {what}; give one that prune, finetune or run wrote")
+    model = depgraph.load(place).eval()
+    if num_classes is None or num_classes == getattr(model, "num_classes", num_classes):
+        return model
+    reset = getattr(model, "reset_classifier", None)
+    if reset is None:
+        raise DepgraphError(
+            f"'{directory}' has {model.num_classes} classes and cannot be given {num_classes}"
+        )
+    torch.manual_seed(seed)
+    reset(num_classes)
+    click.echo(f"note: '{directory}' gets a head for {num_classes} classes, at random", err=True)
+    return model.eval()
+
+
+def check_classes(model: nn.Module, classes: int, where: Path) -> None:
+    """Refuse a model whose outputs are not the classes of the data, before any work.
+
+    Raises
+    ------
+    DepgraphError
+        When timm's ``num_classes`` of the model is another number.
+    """
+    outputs = getattr(model, "num_classes", classes)
+    if outputs != classes:
+        raise DepgraphError(
+            f"the model has {outputs} outputs, but '{where}' has {classes} classes; make it with "
+            f"--num-classes {classes}"
+        )
 
 
 def saved_in(directory: Path) -> Path | None:
@@ -96,19 +158,39 @@ def dense_of(directory: Path) -> Path | None:
     return dense if dense is not None and (dense / "structure.json").exists() else None
 
 
+def _check_name(name: str, download: bool) -> None:
+    """Refuse a name that timm does not have, with near ones."""
+    if ":" in name:
+        return  # a hub's name; only the hub knows
+    base, dot, tag = name.partition(".")
+    if not timm.is_model(base):
+        near = difflib.get_close_matches(base, timm.list_models(), n=3)
+        hint = f"; did you mean {', '.join(near)}?" if near else "; timm.list_models() has them all"
+        raise DepgraphError(f"there is no model '{name}'{hint}")
+    tagged = timm.list_models(f"{base}.*", pretrained=True)
+    if dot and name not in tagged:
+        hint = f"; it has {', '.join(tagged)}" if tagged else ""
+        raise DepgraphError(f"timm has no weights '{tag}' for '{base}'{hint}")
+    if download and not tagged and not timm.is_model_pretrained(name):
+        raise DepgraphError(
+            f"timm has no pretrained weights for '{name}'; give a checkpoint with --weights, or "
+            "start at random with --no-pretrained"
+        )
+
+
 def _create(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:
+    # The hub's client tells of each of its retries; what came of them is told below.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         return timm.create_model(name, pretrained=pretrained, **arguments)
-    except (TypeError, ValueError, AssertionError) as error:
+    except OSError as error:  # the hub's own errors among them
+        raise DepgraphError(
+            f"'{name}' could not be had from the Hugging Face hub ({type(error).__name__}); give "
+            "a timm name with --weights FILE, or with --no-pretrained"
+        ) from error
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         text = str(error).partition("\n")[0] or type(error).__name__
         raise DepgraphError(f"timm cannot make '{name}' with {arguments}: {text}") from error
-    except (OSError, RuntimeError) as error:
-        if not pretrained:
-            raise
-        raise DepgraphError(
-            f"the pretrained weights of '{name}' could not be had ({type(error).__name__}); give "
-            "a checkpoint with --weights, or start at random with --no-pretrained"
-        ) from error
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -125,10 +207,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     DepgraphError
         When the file cannot be read, or does not fit: the first parameter that does not is named.
     """
-    state = _read(path)
-    filters = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    if filters is not None:
-        state = filters(state, model)  # timm's own: renames, and resamples position embeddings
+    state = _renamed(_read(path), model, path)
     own = model.state_dict()
     head = tuple(f"{name}." for name in _classifier_names(model))
     fresh = [n for n in own if n.startswith(head) and not _fits(state.get(n), own[n])]
@@ -162,15 +241,45 @@ def _classifier_names(model: nn.Module) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names)
 
 
+_UNREADABLE = (
+    SafetensorError,
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    ValueError,
+)
+
+
 def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise DepgraphError(f"there is no file '{path}'")
     try:
-        return load_state_dict(str(path), weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+        state = load_state_dict(str(path), weights_only=True)
+        if not all(isinstance(tensor, Tensor) for tensor in state.values()):
+            raise TypeError("not only tensors")
+    except _UNREADABLE as error:
         raise DepgraphError(
             f"'{path}' cannot be read as weights ({type(error).__name__}); give safetensors, or a "
             "torch file of plain tensors"
+        ) from error
+    return state
+
+
+def _renamed(state: dict[str, Tensor], model: nn.Module, path: Path) -> dict[str, Tensor]:
+    """The checkpoint in timm's names, position embeddings resampled: timm's own filter does it."""
+    filters = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if filters is None:
+        return state
+    try:
+        return filters(state, model)
+    except (KeyError, IndexError, RuntimeError, ValueError, AttributeError, TypeError) as error:
+        text = str(error).partition("\n")[0]
+        raise DepgraphError(
+            f"'{path}' does not fit a {type(model).__name__}: timm cannot convert it "
+            f"({type(error).__name__}: {text}); check the model name"
         ) from error
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import click
+import torch
 
-from pruners import METRICS
+from pruners import METRICS, make_metric
 from pruners.allocation import NORMALISATIONS, SCOPES
 
 Command = Callable[..., Any]
@@ -44,6 +45,26 @@ def _words(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) 
     return tuple(word for value in values for word in value.split(",") if word)
 
 
+def _metric(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    make_metric(value)  # refuses an unknown one before any work
+    return value
+
+
+def _device(ctx: click.Context, param: click.Parameter, value: str | None) -> str:
+    """The device's name, once it is known to be there; CUDA where nothing is said and it is."""
+    if value is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        wanted = torch.device(value)
+    except RuntimeError:
+        wanted = torch.device("meta")
+    if wanted.type not in ("cpu", "cuda"):
+        raise click.BadParameter(f"'{value}' is not cpu, cuda or cuda:N", ctx, param)
+    if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
+        raise click.BadParameter(f"'{value}' is not on this machine; use cpu", ctx, param)
+    return value
+
+
 class Share(click.FloatRange):
     """A number strictly between 0 and 1."""
 
@@ -76,6 +97,45 @@ out_option = click.option(
 )
 resume_option = click.option("--resume", is_flag=True, help="Continue what an earlier call began.")
 
+metric_option = click.option(
+    "--metric",
+    default=BEST_METRIC,
+    show_default=True,
+    callback=_metric,
+    help=f"One of {', '.join(METRICS)}.",
+)
+
+
+def device_option(default: str | None = None) -> Callable[[Command], Command]:
+    """``--device``; without a default, CUDA where there is one."""
+    said = "" if default else "; by default CUDA where there is one"
+    return click.option(
+        "--device",
+        default=default,
+        show_default=default is not None,
+        callback=_device,
+        help=f"cpu, cuda, cuda:1, ...{said}.",
+    )
+
+
+def seconds_option(default: float, name: str = "--bench-seconds") -> Callable[[Command], Command]:
+    """How long to time for."""
+    return click.option(
+        name,
+        type=click.FloatRange(0),
+        default=default,
+        show_default=True,
+        help="Seconds to time for, all models together.",
+    )
+
+
+def batch_size_option(
+    default: int, name: str = "--batch-size", says: str = "Images at once."
+) -> Callable[[Command], Command]:
+    """Images of one forward pass."""
+    return click.option(name, type=click.IntRange(1), default=default, show_default=True, help=says)
+
+
 model_options = _combined(
     click.argument("model_name", metavar="MODEL"),
     click.option("--pretrained/--no-pretrained", default=True, help="timm's weights, or random."),
@@ -97,7 +157,7 @@ model_options = _combined(
 )
 
 compute_options = _combined(
-    click.option("--device", help="cpu, cuda, cuda:1, ...; by default CUDA where there is one."),
+    device_option(),
     click.option("--amp/--no-amp", default=False, help="Mixed precision."),
 )
 
@@ -106,12 +166,7 @@ pruning_options = _combined(
     click.option("--target-macs", type=Share(), help="Share of the MACs that is kept."),
     click.option("--target-params", type=Share(), help="Share of the parameters that is kept."),
     click.option("--target-latency", type=Share(), help="Share of the latency that is kept."),
-    click.option(
-        "--metric",
-        default=BEST_METRIC,
-        show_default=True,
-        help=f"One of {', '.join(METRICS)}.",
-    ),
+    metric_option,
     click.option("--scope", type=click.Choice(SCOPES), default="global", show_default=True),
     click.option(
         "--kinds",
@@ -125,8 +180,20 @@ pruning_options = _combined(
         callback=_words,
         help="Patterns of modules, parameters or groups to leave whole, by comma.",
     ),
-    click.option("--round-to", default=1, show_default=True, help="Keep multiples of this."),
-    click.option("--min-units", default=1, show_default=True, help="Units each group keeps."),
+    click.option(
+        "--round-to",
+        type=click.IntRange(1),
+        default=1,
+        show_default=True,
+        help="Keep multiples of this.",
+    ),
+    click.option(
+        "--min-units",
+        type=click.IntRange(1),
+        default=1,
+        show_default=True,
+        help="Units each group keeps.",
+    ),
     click.option(
         "--normalise",
         type=click.Choice(list(NORMALISATIONS)),

@@ -58,6 +58,7 @@ def write_text(path: Path, text: str) -> None:
     DepgraphError
         When it cannot be written.
     """
+    check_replaceable(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,6 +69,12 @@ def write_text(path: Path, text: str) -> None:
         raise DepgraphError(
             f"cannot write '{path}': {error.strerror}; choose another place"
         ) from error
+
+
+def check_replaceable(path: Path) -> None:
+    """Refuse a path that is there and no ordinary file: renaming over a device would remove it."""
+    if path.exists() and not path.is_file():
+        raise DepgraphError(f"'{path}' is no ordinary file; choose another place")
 
 
 def write_json(path: Path, data: Any) -> None:

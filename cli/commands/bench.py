@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ import timm
 from torch import nn
 
 import depgraph
-from cli.models import dense_of, example_inputs, load_model
-from cli.options import json_option, seed_option
+from cli.models import dense_of, example_inputs, load_model, load_saved, saved_in
+from cli.options import batch_size_option, device_option, json_option, seconds_option, seed_option
 from cli.output import emit, environment, table
 from depgraph import DepgraphError
 from domains import timing
@@ -21,10 +22,10 @@ from domains import timing
 @click.command()
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--dense", type=click.Path(path_type=Path), help="Saved dense model to compare with.")
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
-@click.option("--batch-size", default=1, show_default=True)
+@device_option("cpu")
+@batch_size_option(1)
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.")
-@click.option("--seconds", default=10.0, show_default=True, help="Time to measure for.")
+@seconds_option(10.0, "--seconds")
 @click.option("--amp", type=click.Choice(["fp16", "bf16"]), help="Autocast to this precision.")
 @click.option("--channels-last", is_flag=True)
 @click.option("--compile", "compiled", is_flag=True, help="Time torch.compile of both.")
@@ -45,10 +46,10 @@ def bench(
 ) -> None:
     """Time the model in DIR beside its dense original.
 
-    The original is --dense, or DIR/../dense where a run left one, or else the timm model of the
-    name in DIR/config.json with random weights, which are as fast as any.
+    The original is --dense, or DIR/../dense where a run left one, or else the model that `prune`
+    was called with, with random weights, which are as fast as any.
     """
-    pruned = load_model(str(directory))
+    pruned = load_saved(directory)
     example = example_inputs(pruned)
     original, origin = _dense(directory, dense, pruned)
     settings = timing.TimingSettings(
@@ -90,22 +91,34 @@ def bench(
 
 
 def _dense(directory: Path, dense: Path | None, pruned: nn.Module) -> tuple[nn.Module, str]:
+    """The dense model, and where it is from."""
     dense = dense or dense_of(directory)
     if dense is not None:
-        return load_model(str(dense)), str(dense)
+        return load_saved(dense), str(dense)
+    name, arguments = _record(directory, pruned)
     plans = depgraph.plans_of(pruned)
-    name = (getattr(pruned, "pretrained_cfg", None) or {}).get("architecture")
-    if not plans or not name or not timm.is_model(name):
+    if not plans or not name:
         raise DepgraphError(f"'{directory}' does not say its dense original; give it with --dense")
-    size = example_inputs(pruned).shape[-1]
-    model = load_model(
-        name, pretrained=False, img_size=size, num_classes=getattr(pruned, "num_classes", None)
-    )
-    expected = plans[0].sizes
+    saved = Path(name).is_dir()
+    model = load_model(name, pretrained=False, **({} if saved else arguments))
     found = {g.name: g.size for g in depgraph.trace(model, example_inputs(model)).prunable}
-    if found != expected:
+    if found != plans[0].sizes:
         raise DepgraphError(
-            f"'{directory}' was not pruned from timm's '{name}' as it is; give the dense model "
-            "with --dense"
+            f"'{directory}' was not pruned from '{name}' as it is; give the dense model with "
+            "--dense"
         )
-    return model, f"timm {name}, random weights"
+    return model, name if saved else f"{name}, random weights"
+
+
+def _record(directory: Path, pruned: nn.Module) -> tuple[str, dict[str, Any]]:
+    """Name and arguments of the dense model: as `prune` was called, else as the model says."""
+    record = (saved_in(directory) or directory) / "prune.json"
+    if record.exists():
+        known = json.loads(record.read_text(encoding="utf-8"))
+        return known["model"], known["arguments"]
+    name = (getattr(pruned, "pretrained_cfg", None) or {}).get("architecture") or ""
+    arguments = {
+        "img_size": example_inputs(pruned).shape[-1],
+        "num_classes": getattr(pruned, "num_classes", None),
+    }
+    return (name if timm.is_model(name) else ""), arguments

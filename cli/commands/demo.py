@@ -12,7 +12,7 @@ import click
 import domains
 from cli.commands.run import show
 from cli.html import report_page
-from cli.options import BEST_METRIC, json_option, seed_option
+from cli.options import Share, json_option, metric_option, seed_option
 from cli.output import note, write_text
 from cli.pipeline import RunSettings, run_pipeline
 from domains import timing
@@ -33,8 +33,10 @@ from domains import timing
     show_default=True,
     help="The domain left out of training.",
 )
-@click.option("--ratio", default=0.5, show_default=True, type=click.FloatRange(0, 1, True, True))
-@click.option("--metric", default=BEST_METRIC, show_default=True)
+@click.option(
+    "--ratio", default=0.5, show_default=True, type=Share(), help="Share of units removed."
+)
+@metric_option
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),

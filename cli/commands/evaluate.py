@@ -11,15 +11,18 @@ from torch import nn
 
 import depgraph
 import domains
-from cli.models import dense_of, example_inputs, load_model, saved_in
+from cli.models import check_classes, dense_of, example_inputs, load_saved, saved_in
 from cli.options import (
+    batch_size_option,
     compute_options,
     data_option,
     json_option,
+    seconds_option,
     seed_option,
     split_option,
 )
 from cli.output import emit, percent, table
+from cli.pipeline import half
 from domains import timing
 
 
@@ -30,8 +33,8 @@ from domains import timing
 @click.option("--dense", type=click.Path(path_type=Path), help="Dense model to judge beside it.")
 @split_option
 @seed_option
-@click.option("--batch-size", default=64, show_default=True)
-@click.option("--bench-seconds", default=3.0, show_default=True, help="Time to measure for.")
+@batch_size_option(64)
+@seconds_option(3.0)
 @compute_options
 @json_option
 def evaluate(
@@ -43,7 +46,7 @@ def evaluate(
     seed: int,
     batch_size: int,
     bench_seconds: float,
-    device: str | None,
+    device: str,
     amp: bool,
     as_json: bool,
 ) -> None:
@@ -55,14 +58,16 @@ def evaluate(
     DIR.
     """
     dense = dense or dense_of(directory)
-    models = {"dense": None if dense is None else load_model(str(dense))}
-    models["pruned"] = load_model(str(directory))
+    models = {"dense": None if dense is None else load_saved(dense)}
+    models["pruned"] = load_saved(directory)
     present = {name: model for name, model in models.items() if model is not None}
-    found = domains.load_domains(data)
+    found = domains.load_domains(data, progress=not as_json)
+    for model in present.values():
+        check_classes(model, len(found.classes), data)
     samples: Any = found
     if target is not None:
         samples = domains.leave_one_out(found, target, seed=seed, split_by=split_by)  # type: ignore[arg-type]
-    settings = timing.TimingSettings(device=device or "cpu", seconds=bench_seconds)
+    settings = timing.TimingSettings(device=device, amp=half(amp), seconds=bench_seconds)
     shape = tuple(example_inputs(present["pruned"]).shape[1:])
     times = timing.compare(present, shape, settings)
     result: dict[str, Any] = {"model": str(directory), **_origin(directory)}

@@ -8,7 +8,7 @@ import click
 
 import depgraph
 import domains
-from cli.models import load_model, saved_in
+from cli.models import load_saved, saved_in
 from cli.options import (
     compute_options,
     data_option,
@@ -55,13 +55,13 @@ def finetune(
     out: Path | None,
     resume: bool,
     seed: int,
-    device: str | None,
+    device: str,
     amp: bool,
     as_json: bool,
 ) -> None:
     """Fine-tune the model in DIR on all domains of --data but --target."""
-    model = load_model(str(directory))
     found = domains.load_domains(data, progress=not as_json)
+    model = load_saved(directory, num_classes=len(found.classes), seed=seed)
     split = domains.leave_one_out(found, target, seed=seed, split_by=split_by)  # type: ignore[arg-type]
     settings = recovery_settings(
         epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, device=device, amp=amp
@@ -74,7 +74,7 @@ def finetune(
         out / "training",
         resume=resume,
         progress=not as_json,
-        teacher=None if teacher is None else load_model(str(teacher)),
+        teacher=None if teacher is None else load_saved(teacher),
     )
     depgraph.save(model.eval(), out)
     accuracy = domains.evaluate(model, split, device=device, amp=amp, progress=not as_json)

@@ -11,7 +11,7 @@ import depgraph
 from cli.html import inspect_page
 from cli.models import example_inputs, load_model
 from cli.options import json_option, model_options
-from cli.output import emit, table, write_text
+from cli.output import check_replaceable, emit, table, write_text
 from depgraph import DependencyGraph
 
 
@@ -32,6 +32,9 @@ def inspect(
     as_json: bool,
 ) -> None:
     """Show the groups of coupled weights in MODEL."""
+    for path in (graphml, html):
+        if path is not None:
+            check_replaceable(path)
     model = load_model(
         model_name,
         img_size=img_size,

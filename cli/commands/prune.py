@@ -10,7 +10,7 @@ import click
 import depgraph
 import domains
 import pruners
-from cli.models import example_inputs, load_model
+from cli.models import check_classes, example_inputs, load_model
 from cli.options import (
     budget,
     compute_options,
@@ -22,6 +22,7 @@ from cli.options import (
     split_option,
 )
 from cli.output import emit, environment, table, write_json
+from cli.pipeline import with_precision
 from depgraph import DepgraphError
 
 
@@ -59,7 +60,7 @@ def prune(
     split_by: str,
     out: Path,
     seed: int,
-    device: str | None,
+    device: str,
     amp: bool,
     as_json: bool,
 ) -> None:
@@ -68,7 +69,9 @@ def prune(
     scorer = pruners.make_metric(metric, seed=seed)
     if scorer.needs_data and data is None:
         raise DepgraphError(f"metric '{metric}' looks at images; say where with --data")
-    found = domains.load_domains(data) if data is not None and scorer.needs_data else None
+    found = None
+    if data is not None and scorer.needs_data:
+        found = domains.load_domains(data, progress=not as_json)
     if found is not None and num_classes is None and not Path(model_name).is_dir():
         num_classes = len(found.classes)
     model = load_model(
@@ -80,8 +83,9 @@ def prune(
         model_args=model_args,
         seed=seed,
     )
-    if device is not None:
-        model.to(device)
+    if found is not None and data is not None:
+        check_classes(model, len(found.classes), data)
+    model.to(device)
     samples: Any = found
     if found is not None and target is not None:
         samples = domains.leave_one_out(found, target, seed=seed, split_by=split_by)  # type: ignore[arg-type]
@@ -89,7 +93,7 @@ def prune(
     small, plan = pruners.prune(
         model,
         example_inputs(model, img_size),
-        scorer,
+        with_precision(scorer, device, amp),
         **share,
         scope=scope,
         kinds=kinds or None,
@@ -106,6 +110,7 @@ def prune(
     dense_macs = depgraph.count_macs(model, example_inputs(model, img_size))
     result = {
         "model": model_name,
+        "arguments": {"img_size": img_size, "num_classes": num_classes, "model_args": model_args},
         "metric": metric,
         **share,
         "scope": scope,
