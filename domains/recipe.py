@@ -1,8 +1,8 @@
 """Settings of a fine-tuning; the defaults suit a pretrained transformer before it is pruned.
 
 `RECOVERY` is for after. The augmentation is DomainBed's; the first rate was chosen on validation
-images of source domains: with AdamW and few epochs, 1e-4 and more costs a pretrained model more than
-it teaches. A model that has just lost half of its units has to learn again, at a higher rate.
+images of source domains: with AdamW and few epochs, 1e-4 and more costs a pretrained model more
+than it teaches. One that has just lost half of its units has to learn again, at a higher rate.
 """
 
 from dataclasses import dataclass
