@@ -21,14 +21,15 @@ import depgraph
 from depgraph import DepgraphError
 
 # What torch, safetensors and timm raise for files that hold no state dict of tensors.
-_UNREADABLE = (
+_UNREADABLE: tuple[type[Exception], ...] = (
     SafetensorError,
     pickle.UnpicklingError,
     RuntimeError,
     EOFError,
-    KeyError,
+    LookupError,
     AttributeError,
     TypeError,
+    ValueError,
 )
 
 
@@ -239,18 +240,6 @@ def _classifier_names(model: nn.Module) -> tuple[str, ...]:
     cfg = getattr(model, "pretrained_cfg", None) or {}
     names = cfg.get("classifier") or "head"
     return (names,) if isinstance(names, str) else tuple(names)
-
-
-_UNREADABLE = (
-    SafetensorError,
-    pickle.UnpicklingError,
-    RuntimeError,
-    EOFError,
-    LookupError,
-    AttributeError,
-    TypeError,
-    ValueError,
-)
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -6,11 +6,10 @@ with; ``--resume`` takes such a stage as it is, and refuses one that was made ot
 
 from __future__ import annotations
 
-import copy
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,79 +20,34 @@ import domains
 import pruners
 from cli.models import example_inputs
 from cli.output import environment, note, write_json
+from cli.precision import with_precision
+from cli.settings import RunSettings, deciding
 from depgraph import DepgraphError
 from domains import FinetuneSettings, Split, timing
 
 
-@dataclass(frozen=True)
-class RunSettings:
-    """What one run does.
-
-    Attributes
-    ----------
-    model : str
-        How the dense model is called in the result.
-    share : dict
-        ``{"ratio": r}`` or ``{"target": {...}}``.
-    pruning : dict
-        Other arguments of `pruners.prune`.
-    dense, recovery : FinetuneSettings
-        Before and after pruning; None leaves the stage out.
-    distill : bool
-        Learn from the dense model's outputs after pruning.
-    """
-
-    model: str
-    share: dict[str, Any]
-    pruning: dict[str, Any]
-    dense: FinetuneSettings | None
-    recovery: FinetuneSettings | None
-    distill: bool = False
-    timing: timing.TimingSettings = field(default_factory=timing.TimingSettings)
-    seed: int = 0
-
-
-def recovery_settings(**said: Any) -> FinetuneSettings:
-    """The recipe after pruning, with what was said on the command line in its place."""
-    return _settings(domains.RECOVERY, said)
-
-
-def dense_settings(**said: Any) -> FinetuneSettings:
-    """The recipe of the dense model, with what was said on the command line in its place."""
-    return _settings(FinetuneSettings(), said)
-
-
-def _settings(base: FinetuneSettings, said: dict[str, Any]) -> FinetuneSettings:
-    given = {name: value for name, value in said.items() if value is not None}
-    epochs = given.get("epochs", base.epochs)
-    given.setdefault("warmup_epochs", min(base.warmup_epochs, epochs / 4))
-    return replace(base, **given)
-
-
 def run_pipeline(
-    model: nn.Module,
+    model: Callable[[], nn.Module],
     split: Split,
     settings: RunSettings,
     out: Path,
     *,
     resume: bool = False,
-    dense_from: nn.Module | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Fine-tune, prune, fine-tune again, evaluate and time.
 
     Parameters
     ----------
-    model : nn.Module
-        The pretrained model; it is trained in place.
+    model : callable
+        Gives the pretrained model, on the CPU; not called when its stage is finished.
     split : Split
     settings : RunSettings
     out : Path
-        The run's directory, new or empty unless `resume`.
+        The run's directory, new or empty unless `resume`. Gets the models ``dense``,
+        ``pruned-only`` and ``pruned``, and ``result.json``.
     resume : bool
         Take finished stages as they are, and continue an unfinished one.
-    dense_from : nn.Module, optional
-        A dense model fine-tuned earlier, in place of the first stage.
     progress : bool
         Bars on standard error.
 
@@ -112,16 +66,20 @@ def run_pipeline(
             f"'{out}' is not empty; choose another --out, or continue it with --resume"
         )
     stages = _Stages(model, split, settings, out, progress)
-    dense = dense_from if dense_from is not None else stages.dense()
-    small = stages.pruned(dense)
-    before = copy.deepcopy(small)
-    small = stages.recovered(small, dense)
-    return stages.result(dense, before, small)
+    stages.dense()
+    stages.pruned()
+    stages.recovered()
+    return stages.result()
 
 
 class _Stages:
     def __init__(
-        self, model: nn.Module, split: Split, settings: RunSettings, out: Path, progress: bool
+        self,
+        model: Callable[[], nn.Module],
+        split: Split,
+        settings: RunSettings,
+        out: Path,
+        progress: bool,
     ) -> None:
         self.model = model
         self.split = split
@@ -139,11 +97,9 @@ class _Stages:
         if path.exists():
             record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             if record["made_with"] != made_with:
-                key = next(k for k in made_with if record["made_with"].get(k) != made_with[k])
                 raise DepgraphError(
-                    f"stage '{name}' in '{self.out}' was made with {key}="
-                    f"{record['made_with'].get(key)!r}, not {made_with[key]!r}; choose another "
-                    "--out"
+                    f"stage '{name}' in '{self.out}' was made with "
+                    f"{_difference(record['made_with'], made_with)}; choose another --out"
                 )
         else:
             if self.progress:
@@ -157,15 +113,28 @@ class _Stages:
 
     def _protocol(self) -> dict[str, Any]:
         sizes = {domain: len(samples) for domain, samples in self.split.train.items()}
-        return {"model": self.settings.model, "target": self.split.target, "train": sizes}
+        return {
+            "model": self.settings.model,
+            **self.settings.origin,
+            "target_domain": self.split.target,
+            "train": sizes,
+            "seed": self.settings.seed,
+        }
 
     def _train(
-        self, name: str, model: nn.Module, settings: FinetuneSettings, teacher: nn.Module | None
+        self,
+        name: str,
+        model: nn.Module,
+        recipe: FinetuneSettings | None,
+        teacher: nn.Module | None,
     ) -> dict[str, Any]:
+        if recipe is None:
+            depgraph.save(model.eval(), self.out / name)
+            return {"history": []}
         trained = domains.finetune(
             model,
             self.split,
-            settings,
+            recipe,
             self.out / f"{name}-training",
             resume=True,
             progress=self.progress,
@@ -174,98 +143,100 @@ class _Stages:
         depgraph.save(model.eval(), self.out / name)
         return {"history": list(trained.history), "best_epoch": trained.best_epoch}
 
-    def dense(self) -> nn.Module:
-        """The dense model, fine-tuned on the sources."""
-        settings = self.settings.dense
-        if settings is None:
-            return self.model
-        made_with = {**self._protocol(), "recipe": asdict(settings)}
-        finished = (self.out / "dense.json").exists()
-        self._stage("dense", made_with, lambda: self._train("dense", self.model, settings, None))
-        return depgraph.load(self.out / "dense") if finished else self.model
+    def dense(self) -> None:
+        """The dense model: fine-tuned on the sources, or as it came."""
+        recipe = self.settings.dense
+        made_with = {**self._protocol(), "recipe": deciding(recipe)}
+        self._stage("dense", made_with, lambda: self._train("dense", self.model(), recipe, None))
 
-    def pruned(self, dense: nn.Module) -> nn.Module:
+    def pruned(self) -> None:
         """The sliced model, before any training."""
+        made_with = {**self._protocol(), **self.settings.share, **self.settings.pruning}
+        self._stage("pruned-only", made_with, self._prune)
+
+    def recovered(self) -> None:
+        """The pruned model, fine-tuned again."""
+        recipe, distill = self.settings.recovery, self.settings.distill
 
         def make() -> dict[str, Any]:
-            dense.eval()
-            batches = domains.batches(dense, self.split, batch_size=16, seed=self.settings.seed)
-            small, plan = pruners.prune(
-                dense,
-                example_inputs(dense),
-                **self.settings.share,
-                **self.settings.pruning,
-                batches=batches,
-                seed=self.settings.seed,
-            )
-            depgraph.save(small, self.out / "pruned-only")
-            kinds = {g.name: g.kind for g in depgraph.trace(dense, example_inputs(dense)).groups}
-            kept = {
-                name: len(plan.kept_units.get(name, range(n))) for name, n in plan.sizes.items()
-            }
-            groups = [
-                {"name": name, "kind": kinds[name], "size": size, "kept": kept[name]}
-                for name, size in plan.sizes.items()
-            ]
-            return {"groups": groups}
+            teacher = self._load("dense") if distill else None
+            return self._train("pruned", self._load("pruned-only"), recipe, teacher)
 
-        made_with = {**self._protocol(), **self.settings.share, **self.settings.pruning}
-        self._stage("pruned-only", made_with, make)
-        return depgraph.load(self.out / "pruned-only")
+        made_with = {**self._protocol(), "recipe": deciding(recipe), "distill": distill}
+        self._stage("pruned", made_with, make)
 
-    def recovered(self, small: nn.Module, dense: nn.Module) -> nn.Module:
-        """The pruned model, fine-tuned again."""
-        settings = self.settings.recovery
-        if settings is None:
-            depgraph.save(small, self.out / "pruned")
-            return small
-        teacher = dense if self.settings.distill else None
-        made_with = {
-            **self._protocol(),
-            "recipe": asdict(settings),
-            "distill": self.settings.distill,
-        }
-        finished = (self.out / "pruned.json").exists()
-        self._stage("pruned", made_with, lambda: self._train("pruned", small, settings, teacher))
-        return depgraph.load(self.out / "pruned") if finished else small
+    def _load(self, name: str) -> nn.Module:
+        return depgraph.load(self.out / name).eval()
 
-    def result(self, dense: nn.Module, before: nn.Module, small: nn.Module) -> dict[str, Any]:
+    def _prune(self) -> dict[str, Any]:
+        settings = self.settings
+        dense = self._load("dense").to(settings.device)
+        metric = pruners.make_metric(settings.pruning["metric"], seed=settings.seed)
+        small, plan = pruners.prune(
+            dense,
+            example_inputs(dense),
+            **settings.share,
+            **{**settings.pruning, "metric": with_precision(metric, settings.device, settings.amp)},
+            batches=domains.batches(dense, self.split, batch_size=16, seed=settings.seed),
+            seed=settings.seed,
+        )
+        depgraph.save(small.cpu(), self.out / "pruned-only")
+        kinds = {g.name: g.kind for g in depgraph.trace(dense, example_inputs(dense)).groups}
+        kept = {name: len(plan.kept_units.get(name, range(n))) for name, n in plan.sizes.items()}
+        groups = [
+            {"name": name, "kind": kinds[name], "size": size, "kept": kept[name]}
+            for name, size in plan.sizes.items()
+        ]
+        return {"groups": groups}
+
+    def result(self) -> dict[str, Any]:
         """Accuracies, sizes and speeds, as one row."""
-        device = self.settings.recovery.device if self.settings.recovery else None
-        accuracy = {
-            name: domains.evaluate(model, self.split, device=device, progress=self.progress)
-            for name, model in (("dense", dense), ("pruned-only", before), ("pruned", small))
-        }
-        models = {"dense": dense.eval(), "pruned": small.eval()}
-        shape = tuple(example_inputs(dense).shape[1:])
-        timings = timing.compare(models, shape, self.settings.timing)
+        settings = self.settings
+        names = {"dense": "dense", "pruned_only": "pruned-only", "pruned": "pruned"}
+        seconds = {name: record["seconds"] for name, record in self.records.items()}
+        start = time.perf_counter()
+        models = {key: self._load(name) for key, name in names.items()}
+        accuracy = {key: self._accuracies(self._evaluate(model)) for key, model in models.items()}
+        seconds["evaluate"] = time.perf_counter() - start
+        timings = self._timings({key: models[key] for key in ("dense", "pruned")})
         row: dict[str, Any] = {
-            "model": self.settings.model,
-            "metric": self.settings.pruning["metric"],
-            "ratio": self.settings.share.get("ratio"),
-            "target": self.settings.share.get("target"),
+            "model": settings.model,
+            "metric": settings.pruning["metric"],
+            "ratio": settings.share.get("ratio"),
+            "target": settings.share.get("target"),
             "target_domain": self.split.target,
         }
-        for name, model in models.items():
-            row[name] = {
-                **self._accuracies(accuracy[name]),
-                "params": sum(p.numel() for p in model.parameters()),
-                "macs": depgraph.count_macs(model, example_inputs(model)),
-                "latency_ms": timings[name].latency_ms,
-                "timing": asdict(timings[name]),
+        for key, measured in timings.items():
+            row[key] = {
+                **accuracy[key],
+                "params": sum(p.numel() for p in models[key].parameters()),
+                "macs": depgraph.count_macs(models[key], example_inputs(models[key])),
+                "latency_ms": measured.latency_ms,
+                "timing": asdict(measured),
             }
-        row["pruned_only"] = self._accuracies(accuracy["pruned-only"])
+        row["pruned_only"] = accuracy["pruned_only"]
         row["speedup"] = timings["pruned"].speedup
         row["groups"] = self.records["pruned-only"]["groups"]
-        row["history"] = {
-            name: self.records[name]["history"]
-            for name in ("dense", "pruned")
-            if name in self.records
-        }
-        row["seconds"] = {name: record["seconds"] for name, record in self.records.items()}
-        row |= {"seed": self.settings.seed, "settings": self._plain(), **environment()}
+        row["history"] = {key: self.records[key]["history"] for key in ("dense", "pruned")}
+        row |= {"seconds": seconds, "seed": settings.seed, "settings": settings.plain()}
+        row |= environment()
         write_json(self.out / "result.json", row)
         return row
+
+    def _evaluate(self, model: nn.Module) -> dict[str, float]:
+        return domains.evaluate(
+            model,
+            self.split,
+            device=self.settings.device,
+            amp=self.settings.amp,
+            progress=self.progress,
+        )
+
+    def _timings(self, models: dict[str, nn.Module]) -> dict[str, timing.Timing]:
+        if self.progress:
+            note(f"timing for about {self.settings.timing.seconds:g} s ...")
+        shape = tuple(example_inputs(models["dense"]).shape[1:])
+        return timing.compare(models, shape, self.settings.timing)
 
     def _accuracies(self, accuracy: dict[str, float]) -> dict[str, Any]:
         sources = [share for name, share in accuracy.items() if name != self.split.target]
@@ -275,8 +246,13 @@ class _Stages:
             "target_accuracy": accuracy[self.split.target],
         }
 
-    def _plain(self) -> dict[str, Any]:
-        """The settings as plain data."""
-        plain = asdict(self.settings)
-        plain["pruning"] = {key: str(value) for key, value in plain["pruning"].items()}
-        return plain
+
+def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """The first setting that is not the same, as ``name=old, not new``."""
+    for name in {**now, **before}:
+        old, new = before.get(name), now.get(name)
+        if isinstance(old, dict) and isinstance(new, dict) and old != new:
+            return f"{name}: {_difference(old, new)}"
+        if old != new:
+            return f"{name}={old!r}, not {new!r}"
+    return "the same"

@@ -14,7 +14,8 @@ from cli.commands.run import show
 from cli.html import report_page
 from cli.options import Share, json_option, metric_option, seed_option
 from cli.output import note, write_text
-from cli.pipeline import RunSettings, run_pipeline
+from cli.pipeline import run_pipeline
+from cli.settings import RunSettings
 from domains import timing
 
 
@@ -65,7 +66,6 @@ def demo(
     )
     found = domains.load_domains(root)
     split = domains.leave_one_out(found, target, seed=seed, split_by="stem")
-    model = domains.digits_model(family, seed=seed)
     said: dict[str, Any] = {"seed": seed, "device": "cpu"}
     said |= {"epochs": 1, "warmup_epochs": 0.5} if quick else {}
     settings = RunSettings(
@@ -81,6 +81,13 @@ def demo(
     if (run_out / "result.json").exists():
         note(f"'{run_out}' is finished already; it is made anew")
         shutil.rmtree(run_out)
-    result = run_pipeline(model, split, settings, run_out, resume=True, progress=not as_json)
+    result = run_pipeline(
+        lambda: domains.digits_model(family, seed=seed),
+        split,
+        settings,
+        run_out,
+        resume=True,
+        progress=not as_json,
+    )
     write_text(run_out / "report.html", report_page(result, found))
     show(result, run_out, as_json)

@@ -22,7 +22,7 @@ from cli.options import (
     split_option,
 )
 from cli.output import emit, percent, table
-from cli.pipeline import half
+from cli.precision import half
 from domains import timing
 
 
@@ -67,7 +67,7 @@ def evaluate(
     samples: Any = found
     if target is not None:
         samples = domains.leave_one_out(found, target, seed=seed, split_by=split_by)  # type: ignore[arg-type]
-    settings = timing.TimingSettings(device=device, amp=half(amp), seconds=bench_seconds)
+    settings = timing.TimingSettings(device=device, amp=half(amp, device), seconds=bench_seconds)
     shape = tuple(example_inputs(present["pruned"]).shape[1:])
     times = timing.compare(present, shape, settings)
     result: dict[str, Any] = {"model": str(directory), **_origin(directory)}

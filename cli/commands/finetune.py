@@ -20,7 +20,7 @@ from cli.options import (
     training_options,
 )
 from cli.output import emit, environment, percent, table, write_json
-from cli.pipeline import recovery_settings
+from cli.settings import recovery_settings
 
 
 @click.command()

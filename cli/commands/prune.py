@@ -22,7 +22,7 @@ from cli.options import (
     split_option,
 )
 from cli.output import emit, environment, table, write_json
-from cli.pipeline import with_precision
+from cli.precision import with_precision
 from depgraph import DepgraphError
 
 

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import click
+from torch import nn
 
 import domains
-import pruners
 from cli.html import report_page
-from cli.models import load_model
+from cli.models import check_classes, load_model, load_saved
 from cli.options import (
+    batch_size_option,
     budget,
     compute_options,
     data_option,
@@ -20,13 +21,16 @@ from cli.options import (
     out_option,
     pruning_options,
     resume_option,
+    seconds_option,
     seed_option,
     split_option,
     target_option,
     training_options,
 )
 from cli.output import emit, percent, table, write_text
-from cli.pipeline import RunSettings, dense_settings, recovery_settings, run_pipeline
+from cli.pipeline import run_pipeline
+from cli.precision import half
+from cli.settings import RunSettings, dense_settings, recovery_settings
 from domains import timing
 
 
@@ -41,8 +45,8 @@ from domains import timing
 @click.option("--dense-lr", type=click.FloatRange(0, min_open=True), help="Rate before pruning.")
 @click.option("--dense", type=click.Path(path_type=Path), help="Dense model fine-tuned earlier.")
 @click.option("--distill/--no-distill", default=False, help="Learn from the dense model too.")
-@click.option("--bench-batch-size", default=1, show_default=True, help="Images timed at once.")
-@click.option("--bench-seconds", default=10.0, show_default=True, help="Time to measure for.")
+@batch_size_option(1, "--bench-batch-size", "Images timed at once.")
+@seconds_option(10.0)
 @out_option
 @resume_option
 @seed_option
@@ -82,7 +86,7 @@ def run(
     out: Path,
     resume: bool,
     seed: int,
-    device: str | None,
+    device: str,
     amp: bool,
     as_json: bool,
 ) -> None:
@@ -91,18 +95,25 @@ def run(
     Nothing of the --target domain is used before the last step measures on it.
     """
     share = budget(ratio, target_macs, target_params, target_latency)
-    pruners.make_metric(metric)  # refuses an unknown one before any work
     found = domains.load_domains(data, progress=not as_json)
     split = domains.leave_one_out(found, target, seed=seed, split_by=split_by)  # type: ignore[arg-type]
-    model = load_model(
-        model_name,
-        pretrained=pretrained,
-        weights=weights,
-        img_size=img_size,
-        num_classes=num_classes if num_classes is not None else len(found.classes),
-        model_args=model_args,
-        seed=seed,
-    )
+
+    def dense_model() -> nn.Module:
+        if dense is not None:
+            model = load_saved(dense)
+        else:
+            model = load_model(
+                model_name,
+                pretrained=pretrained,
+                weights=weights,
+                img_size=img_size,
+                num_classes=len(found.classes) if num_classes is None else num_classes,
+                model_args=model_args,
+                seed=seed,
+            )
+        check_classes(model, len(found.classes), data)
+        return model
+
     said = {"batch_size": batch_size, "seed": seed, "device": device, "amp": amp}
     settings = RunSettings(
         model=model_name,
@@ -118,24 +129,30 @@ def run(
             "num_samples": num_samples,
         },
         dense=None
-        if dense_epochs == 0
+        if dense is not None or dense_epochs == 0
         else dense_settings(epochs=dense_epochs, lr=dense_lr, **said),
         recovery=None if epochs == 0 else recovery_settings(epochs=epochs, lr=lr, **said),
+        origin={
+            "pretrained": pretrained,
+            "weights": None if weights is None else str(weights),
+            "dense_from": None if dense is None else str(dense),
+            "img_size": img_size,
+            "num_classes": num_classes,
+            "model_args": model_args,
+            "split_by": split_by,
+        },
         distill=distill,
         timing=timing.TimingSettings(
-            batch_size=bench_batch_size, device=device or "cpu", seconds=bench_seconds
+            batch_size=bench_batch_size,
+            device=device,
+            amp=half(amp, device),
+            seconds=bench_seconds,
         ),
+        device=device,
+        amp=amp,
         seed=seed,
     )
-    result = run_pipeline(
-        model,
-        split,
-        settings,
-        out,
-        resume=resume,
-        dense_from=None if dense is None else load_model(str(dense)),
-        progress=not as_json,
-    )
+    result = run_pipeline(dense_model, split, settings, out, resume=resume, progress=not as_json)
     write_text(out / "report.html", report_page(result, found))
     show(result, out, as_json)
 

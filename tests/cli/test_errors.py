@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -115,12 +116,85 @@ def test_an_unknown_target_is_answered_with_near_names(invoke: Invoke, run: list
 
 
 def test_a_folder_without_a_model_is_refused(invoke: Invoke, tmp_path: Path, data: Path) -> None:
-    failed(invoke("evaluate", tmp_path, "--data", data), "structure.json")
+    failed(invoke("evaluate", tmp_path, "--data", data), "no saved model")
 
 
 def test_a_plan_for_another_model_shows_in_bench(invoke: Invoke, tmp_path: Path) -> None:
     invoke("prune", *TINY, "--metric=l2", "--out", tmp_path / "small")
+    record = json.loads((tmp_path / "small" / "prune.json").read_text())
+    record["arguments"]["model_args"]["embed_dim"] = 48
+    (tmp_path / "small" / "prune.json").write_text(json.dumps(record))
     failed(invoke("bench", tmp_path / "small"), "--dense")
+
+
+@pytest.mark.parametrize("command", ["evaluate", "finetune", "bench"])
+def test_a_directory_that_is_not_there_is_named(
+    invoke: Invoke, command: str, data: Path, tmp_path: Path
+) -> None:
+    args = [] if command == "bench" else ["--data", data, "--target=wool"]
+    failed(invoke(command, tmp_path / "nowhere", *args), "nowhere", "is no directory")
+
+
+def test_options_that_a_saved_model_cannot_take_are_refused(invoke: Invoke, tmp_path: Path) -> None:
+    invoke("prune", *TINY, "--metric=l2", "--out", tmp_path / "small")
+    args = ["--metric=l2", "--out", tmp_path / "x"]
+    failed(invoke("prune", tmp_path / "small", "--img-size=64", *args), "--img-size")
+    failed(invoke("prune", tmp_path / "small", "--weights=w.pt", *args), "--weights")
+
+
+def test_a_model_with_other_classes_than_the_data_is_refused_before_training(
+    invoke: Invoke, run: list[object], tmp_path: Path
+) -> None:
+    failed(invoke(*run, "--num-classes=5"), "5 outputs", "2 classes")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tag_that_timm_does_not_have_is_answered_with_those_it_has(invoke: Invoke) -> None:
+    failed(invoke("inspect", "test_vit.nothing"), "'nothing'", "test_vit.r160_in1k")
+
+
+def test_a_model_without_pretrained_weights_says_so(invoke: Invoke, tmp_path: Path) -> None:
+    args = ["--metric=l2", "--out", tmp_path / "x"]
+    failed(invoke("prune", "vit_base_patch16_gap_224", *args), "no pretrained weights", "--weights")
+
+
+def test_weights_that_cannot_be_had_from_the_hub_are_one_sentence(
+    invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(*args: object, **kwargs: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr("timm.create_model", offline)
+    args = ["--metric=l2", "--out", tmp_path / "x"]
+    failed(invoke("prune", "vit_tiny_patch16_224", *args), "hub", "--no-pretrained")
+
+
+@pytest.mark.parametrize("content", [[torch.zeros(1)], {"cls_token": 1}])
+def test_a_torch_file_that_is_no_state_dict_is_refused(
+    invoke: Invoke, tmp_path: Path, content: object
+) -> None:
+    torch.save(content, tmp_path / "w.pt")
+    args = ["--weights", tmp_path / "w.pt", "--metric=l2", "--out", tmp_path / "x"]
+    failed(invoke("prune", *TINY, *args), "cannot be read as weights")
+
+
+def test_a_device_file_is_never_replaced(invoke: Invoke, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for option in ("--html", "--graphml"):
+        failed(invoke("inspect", *TINY, option, pipe), "no ordinary file")
+    assert pipe.is_fifo()
+
+
+@pytest.mark.parametrize(
+    "option", ["--batch-size=0", "--seconds=-1", "--threads=0", "--device=toaster"]
+)
+def test_a_number_out_of_range_is_a_usage_error(
+    invoke: Invoke, tmp_path: Path, option: str
+) -> None:
+    result = invoke("bench", tmp_path, option)
+    assert result.exit_code == 2
+    failed(result, option.partition("=")[0])
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(

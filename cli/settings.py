@@ -1,0 +1,77 @@
+"""What one run does, as plain values: the only place that turns options into recipes."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import domains
+from domains import FinetuneSettings, timing
+
+_FREE = ("device", "num_workers", "cache_mib")
+"""What of a recipe may change on a resume: it does not decide the result."""
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What one run does.
+
+    Attributes
+    ----------
+    model : str
+        How the dense model is called in the result.
+    share : dict
+        ``{"ratio": r}`` or ``{"target": {...}}``.
+    pruning : dict
+        Other arguments of `pruners.prune`; the metric by name.
+    dense, recovery : FinetuneSettings
+        Before and after pruning; None leaves the training out.
+    origin : dict
+        What else decides the result: weights, arguments of the model, the split.
+    distill : bool
+        Learn from the dense model's outputs after pruning.
+    timing : TimingSettings
+    device : str
+    amp : bool
+    seed : int
+    """
+
+    model: str
+    share: dict[str, Any]
+    pruning: dict[str, Any]
+    dense: FinetuneSettings | None
+    recovery: FinetuneSettings | None
+    origin: dict[str, Any] = field(default_factory=dict)
+    distill: bool = False
+    timing: timing.TimingSettings = field(default_factory=timing.TimingSettings)
+    device: str = "cpu"
+    amp: bool = False
+    seed: int = 0
+
+    def plain(self) -> dict[str, Any]:
+        """All of it as plain data."""
+        return asdict(self)
+
+
+def recovery_settings(**said: Any) -> FinetuneSettings:
+    """The recipe after pruning, with what was said on the command line in its place."""
+    return _settings(domains.RECOVERY, said)
+
+
+def dense_settings(**said: Any) -> FinetuneSettings:
+    """The recipe of the dense model, with what was said on the command line in its place."""
+    return _settings(FinetuneSettings(), said)
+
+
+def _settings(base: FinetuneSettings, said: dict[str, Any]) -> FinetuneSettings:
+    given = {name: value for name, value in said.items() if value is not None}
+    epochs = given.get("epochs", base.epochs)
+    given.setdefault("warmup_epochs", min(base.warmup_epochs, epochs / 4))
+    return replace(base, **given)
+
+
+def deciding(recipe: FinetuneSettings | None) -> dict[str, Any] | None:
+    """What of a recipe decides the result."""
+    if recipe is None:
+        return None
+    return {name: value for name, value in asdict(recipe).items() if name not in _FREE}
