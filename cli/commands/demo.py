@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import torch
 
 import domains
 from cli.commands.run import show
@@ -81,7 +82,13 @@ def demo(
     if (run_out / "result.json").exists():
         note(f"'{run_out}' is finished already; it is made anew")
         shutil.rmtree(run_out)
-    result = run_pipeline(
+    threads = torch.get_num_threads()
+    # Ops this small only wait for each other on more threads, the more so on a busy machine.
+    torch.set_num_threads(1)
+    try:
+        result = run_pipeline(
+    finally:
+        torch.set_num_threads(threads)
         lambda: domains.digits_model(family, seed=seed),
         split,
         settings,
