@@ -87,14 +87,14 @@ def demo(
     torch.set_num_threads(1)
     try:
         result = run_pipeline(
+            lambda: domains.digits_model(family, seed=seed),
+            split,
+            settings,
+            run_out,
+            resume=True,
+            progress=not as_json,
+        )
     finally:
         torch.set_num_threads(threads)
-        lambda: domains.digits_model(family, seed=seed),
-        split,
-        settings,
-        run_out,
-        resume=True,
-        progress=not as_json,
-    )
     write_text(run_out / "report.html", report_page(result, found))
     show(result, run_out, as_json)
