@@ -17,6 +17,7 @@ def _environment() -> Environment:
         loader=PackageLoader("cli"), autoescape=select_autoescape(["j2", "html"])
     )
     environment.filters["percent"] = percent
+    environment.filters["points"] = lambda share: f"{100 * share:+.1f}".replace("-", "−")
     environment.filters["thousands"] = lambda number: f"{number:,}"
     return environment
 
