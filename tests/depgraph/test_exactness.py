@@ -113,7 +113,7 @@ def traced(case: Case) -> tuple[nn.Module, depgraph.DependencyGraph]:
 @pytest.mark.parametrize("case", CASES, ids=str)
 @given(seed=st.integers(0, 2**31))
 @settings(
-    max_examples=3,
+    max_examples=1,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow],
