@@ -298,8 +298,15 @@ class _Slicer:
 
 
 def _choices(options: dict[tuple[Any, ...], list[int]]) -> Iterator[dict[tuple[Any, ...], int]]:
-    for values in itertools.product(*options.values()):
-        yield dict(zip(options, values, strict=True))
+    """The likeliest values first, then one at a time another: the forward is generated else.
+
+    Trying all combinations would take time exponential in the number of integers.
+    """
+    likeliest = {path: values[0] for path, values in options.items()}
+    yield likeliest
+    for path, values in options.items():
+        for value in values[1:]:
+            yield {**likeliest, path: value}
 
 
 def _nodes(value: Any) -> list[fx.Node]:
