@@ -42,16 +42,42 @@ class _Norm:
     def _powers(self, model: nn.Module, graph: DependencyGraph) -> dict[str, Tensor]:
         parameters = dict(model.named_parameters())
 
+        sums: dict[str, list[Tensor]] = {}
+
         def reduction(name: str, dim: int) -> Tensor:
-            weight = parameters[name].detach()
-            others = [other for other in range(weight.dim()) if other != dim]
-            if not others:
-                return weight.float().abs() ** self.order
-            # No copy of the weight is made: the norm reads it once.
-            norm = torch.linalg.vector_norm(weight, self.order, dim=others, dtype=torch.float32)
-            return norm**self.order
+            if name not in sums:
+                sums[name] = power_sums(parameters[name].detach(), self.order)
+            return sums[name][dim]
 
         return sum_over_members(graph, reduction)
+
+
+def power_sums(weight: Tensor, order: float) -> list[Tensor]:
+    """``sum |w|^order`` over all dimensions but one, for each dimension in turn.
+
+    Parameters
+    ----------
+    weight : Tensor
+        Of any shape; read once, in pieces, so that no copy of it is made.
+    order : float
+
+    Returns
+    -------
+    list of Tensor, float32
+        One of shape ``(weight.shape[dim],)`` for each dimension.
+    """
+    rows, rest = [], torch.zeros(weight.shape[1:], device=weight.device)
+    for piece in weight.split(max(1, _PIECE * len(weight) // weight.numel())):
+        powers = piece.float().abs() ** order
+        rows.append(powers.flatten(1).sum(1) if powers.dim() > 1 else powers)
+        rest += powers.sum(0)
+    dims = range(rest.dim())
+    others = [[other for other in dims if other != dim] for dim in dims]
+    return [torch.cat(rows), *(rest.sum(o) if o else rest for o in others)]
+
+
+_PIECE = 1 << 18
+"""Numbers that fit into a core's cache together."""
 
 
 @register

@@ -1,0 +1,310 @@
+"""Records every ATen op of a forward on meta tensors as a ``torch.fx`` node, and every module call.
+
+Ops are seen before autograd and decompositions take them apart (``linear``, ``layer_norm`` and
+``scaled_dot_product_attention`` stay whole). Blocks of a transformer are alike, so the result of an
+op is remembered by its arguments' shapes: only the first of its kind is run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import operator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._dispatch.python import enable_python_dispatcher
+from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode, PythonKeyTracer
+from torch.utils import _pytree as pytree
+
+from depgraph._shapes import quick_result
+
+META = torch.device("meta")
+
+
+@contextmanager
+def collection_paused() -> Iterator[None]:
+    """No garbage collection inside: many small objects are made, and all of them are kept."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@dataclasses.dataclass(frozen=True)
+class ModuleCall:
+    """One call of one module.
+
+    Attributes
+    ----------
+    name : str
+        Qualified name of the module, ``""`` for the model itself.
+    start, end : int
+        The nodes made during the call are ``trace.nodes[start:end]``.
+    args, kwargs, output : object
+        What the call took and gave back, with a ``torch.fx.Node`` in place of each traced tensor.
+    depth : int
+        How many recorded calls this one is nested in.
+    """
+
+    name: str
+    start: int
+    end: int
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Any
+    depth: int
+
+
+class Recorder(ProxyTorchDispatchMode):
+    """A graph in the making.
+
+    Attributes
+    ----------
+    inputs : list of fx.Node
+        Placeholders of the inputs, in order.
+    constants : dict of str to Tensor
+        Tensors that the forward holds without having registered them.
+    calls : list of ModuleCall
+        Module calls that have ended.
+    """
+
+    # torch admits only its own proxy mode to the PreDispatch key; all of its behaviour is replaced.
+
+    def __init__(self) -> None:
+        super().__init__(PythonKeyTracer(), "real", pre_dispatch=True)
+        self.graph = fx.Graph()
+        self.nodes: list[fx.Node] = []
+        self.inputs: list[fx.Node] = []
+        self.constants: dict[str, Tensor] = {}
+        self.calls: list[ModuleCall] = []
+        self._node_of: dict[int, fx.Node] = {}
+        self._alive: list[Any] = []  # an id must not be given to a second tensor
+        self._stand_ins: dict[int, Tensor] = {}
+        self._results: dict[Any, Any] = {}
+        self._stack: list[tuple[str, int, Any]] = []
+
+    @property
+    def current(self) -> str:
+        """Name of the module that is running; after an error, of the one that failed."""
+        return self._stack[-1][0] if self._stack else ""
+
+    def placeholder(self, name: str, tensor: Tensor) -> fx.Node:
+        """Node of a parameter or buffer."""
+        value = _on_meta(tensor)
+        self._stand_ins[id(tensor)] = value
+        return self._note(self.graph.placeholder(_identifier(name)), value)
+
+    def stand_in(self, tensor: Tensor) -> Tensor:
+        """Meta tensor that takes the place of a registered parameter or buffer."""
+        return self._stand_ins[id(tensor)]
+
+    def input(self, tensor: Tensor) -> Tensor:
+        """Meta tensor that takes the place of an input."""
+        value = _on_meta(tensor)
+        placeholder = self.graph.placeholder(f"input_{len(self.inputs)}")
+        self.inputs.append(self._note(placeholder, value))
+        return value
+
+    @contextmanager
+    def watch(self, model: nn.Module) -> Iterator[None]:
+        """Record what runs inside, and the calls of the model's modules."""
+        handles = []
+        for name, module in model.named_modules():
+            handles += [
+                module.register_forward_pre_hook(self._enter(name), with_kwargs=True),
+                module.register_forward_hook(self._leave(name), with_kwargs=True),
+            ]
+        try:
+            with enable_python_dispatcher(), self:
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def finish(
+        self, output: Any
+    ) -> tuple[tuple[fx.Node, ...], tuple[fx.Node, ...], list[ModuleCall]]:
+        """Outputs, all nodes and all calls, without the ops whose results nobody reads."""
+        leaves = pytree.tree_leaves(plain(output))
+        outputs = tuple(self._node(leaf) for leaf in leaves if isinstance(leaf, Tensor))
+        last = self.graph.output(outputs)
+        alive = {last, *outputs}
+        for node in reversed(self.nodes):
+            if node in alive or node.op == "placeholder" or _writes(node):
+                alive.add(node)
+                alive.update(node.all_input_nodes)
+        place = [0, *accumulate(node in alive for node in self.nodes)]
+        for node in reversed(self.nodes):
+            if node not in alive:
+                self.graph.erase_node(node)
+        calls = [
+            dataclasses.replace(call, start=place[call.start], end=place[call.end])
+            for call in self.calls
+        ]
+        return outputs, tuple(self.graph.nodes), calls
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if not _is_traced((args, kwargs)) and not _creates(func):
+            return func(*args, **kwargs)  # on constants alone: computed for real
+        node_args = self._map(args, self._node)
+        node_kwargs = {name: self._map(value, self._node) for name, value in kwargs.items()}
+        result = self._run(func, self._map(args, _to_meta), self._map_values(kwargs))
+        if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(result)):
+            return result
+        node = self.graph.call_function(func, node_args, node_kwargs)
+        self._note(node, result)
+        if isinstance(result, (tuple, list)):
+            for i, item in enumerate(result):
+                if isinstance(item, Tensor):
+                    self._note(self.graph.call_function(operator.getitem, (node, i)), item)
+        return result
+
+    def _map_values(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        return {name: self._map(value, _to_meta) for name, value in kwargs.items()}
+
+    def _run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """The op's result, or a copy of what it gave for arguments that look the same."""
+        if _creates(func):
+            kwargs = {**kwargs, "device": META}
+        if func._schema.is_mutable:
+            with torch._C._DisablePythonDispatcher():
+                return func(*args, **kwargs)
+        key = (func, _look((args, tuple(kwargs.items()))))
+        if key not in self._results:
+            self._results[key] = _result(func, args, kwargs)
+            return self._results[key]
+        return _copied(self._results[key])
+
+    def _map(self, value: Any, function: Callable[[Any], Any]) -> Any:
+        if isinstance(value, (list, tuple)):
+            return type(value)(self._map(item, function) for item in value)
+        return function(value)
+
+    def _node(self, value: Any) -> Any:
+        """The node that made a tensor; any other value as it is."""
+        if not isinstance(value, Tensor):
+            return value
+        if id(value) not in self._node_of:
+            name = f"constant_{len(self.constants)}"
+            self.constants[name] = value
+            self._note(self.graph.get_attr(name), value)
+        return self._node_of[id(value)]
+
+    def _note(self, node: fx.Node, value: Any) -> fx.Node:
+        node.meta["val"] = value
+        self._alive.append(value)
+        self.nodes.append(node)
+        if isinstance(value, Tensor):
+            self._node_of[id(value)] = node
+        return node
+
+    def _enter(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            values = pytree.tree_map(self._traced, (args, kwargs))
+            self._stack.append((name, len(self.nodes), values))
+
+        return hook
+
+    def _leave(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            _, start, (in_args, in_kwargs) = self._stack.pop()
+            result = pytree.tree_map(self._traced, plain(output))
+            end, depth = len(self.nodes), len(self._stack)
+            self.calls.append(ModuleCall(name, start, end, in_args, in_kwargs, result, depth))
+
+        return hook
+
+    def _traced(self, value: Any) -> Any:
+        return self._node_of.get(id(value), value) if isinstance(value, Tensor) else value
+
+
+def plain(output: Any) -> Any:
+    """Dataclasses and dict-like outputs (``ModelOutput``) as plain dicts, which pytree can walk."""
+    if hasattr(output, "items"):
+        return {name: plain(value) for name, value in output.items()}
+    if dataclasses.is_dataclass(output) and not isinstance(output, type):
+        return {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
+    return output
+
+
+def _result(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    quick = quick_result(func, args, kwargs)
+    if quick is not None:
+        return quick
+    with torch._C._DisablePythonDispatcher():  # C++ meta kernels, where there are some, are faster
+        return func(*args, **kwargs)
+
+
+def _identifier(name: str) -> str:
+    return name.replace(".", "_")
+
+
+def _on_meta(tensor: Tensor) -> Tensor:
+    value = torch.empty_strided(
+        tensor.shape, tensor.stride(), dtype=tensor.dtype, device=META, requires_grad=False
+    )
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(value, requires_grad=tensor.requires_grad)
+    return value
+
+
+def _to_meta(value: Any) -> Any:
+    if isinstance(value, Tensor) and not value.is_meta:
+        return _on_meta(value)
+    return META if isinstance(value, torch.device) else value
+
+
+def _copied(result: Any) -> Any:
+    if isinstance(result, Tensor):
+        return torch.empty_strided(result.shape, result.stride(), dtype=result.dtype, device=META)
+    return (
+        type(result)(_copied(item) for item in result)
+        if isinstance(result, (tuple, list))
+        else result
+    )
+
+
+def _look(value: Any) -> Any:
+    """What an op can see of its arguments on meta, hashable."""
+    if isinstance(value, Tensor):
+        return (value.shape, value.stride(), value.dtype)
+    if isinstance(value, (tuple, list)):
+        return tuple(map(_look, value))
+    return (type(value), value)
+
+
+def _is_traced(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return any(map(_is_traced, value))
+    if isinstance(value, dict):
+        return any(map(_is_traced, value.values()))
+    return isinstance(value, Tensor) and value.is_meta
+
+
+_creation: dict[Any, bool] = {}
+
+
+def _creates(func: Any) -> bool:
+    """Whether an op takes no tensor and says where its result shall be."""
+    if func not in _creation:
+        arguments = func._schema.arguments
+        _creation[func] = any(a.name == "device" for a in arguments) and not any(
+            "Tensor" in str(a.type) for a in arguments
+        )
+    return _creation[func]
+
+
+def _writes(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.is_mutable
