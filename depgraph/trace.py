@@ -184,7 +184,8 @@ def _source_line(error: BaseException) -> str:
 
 def _put_on_meta(model: nn.Module, recorder: Recorder) -> None:
     for module in model.modules():
-        for registry in (module._parameters, module._buffers):
+        registries: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for registry in registries:
             for key, tensor in registry.items():
                 if tensor is not None:
                     registry[key] = recorder.stand_in(tensor)

@@ -57,6 +57,7 @@ CASES = [
     Case("vit without class token", VIT, {"class_token": False, "global_pool": "avg"}),
     Case("vit with register tokens", VIT, {"reg_tokens": 3, "no_embed_class": True}),
     Case("vit with pre norm", VIT, {"pre_norm": True}),
+    Case("vit with attention pooling", VIT, {"class_token": False, "global_pool": "map"}),
     Case("vit of any image size", VIT, {"dynamic_img_size": True}),
     Case("deit", DEIT),
     Case("deit distilled", DISTILLED),
