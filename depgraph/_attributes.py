@@ -59,7 +59,9 @@ _OF_POSITIONS = frozenset(
 """Words in names of integers that count positions or layers, which no group is about."""
 
 
-def layer_attributes(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+def layer_attributes(
+    module: nn.Module, shapes: Mapping[str, tuple[int, ...]], groups: int | None
+) -> dict[str, Any]:
     """Attributes of torch's own layers, from the new shapes of their parameters.
 
     Parameters
@@ -67,6 +69,8 @@ def layer_attributes(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -
     module : nn.Module
     shapes : mapping of str to tuple of int
         New shape of each of the module's own parameters.
+    groups : int or None
+        New number of groups of a convolution or group norm; None where it stays.
 
     Returns
     -------
@@ -74,15 +78,18 @@ def layer_attributes(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -
         Attributes to set; empty for any other module.
     """
     weight = shapes.get("weight")
+    if isinstance(module, nn.GroupNorm) and groups is not None:
+        return {"num_groups": groups, **({} if weight is None else {"num_channels": weight[0]})}
     if weight is None:
         return {}
     for cls, sizes in _PARAMETER_SIZES:
         if isinstance(module, cls):
             return {name: shapes[tensor][dim] for name, (tensor, dim) in sizes.items()}
     if isinstance(module, nn.modules.conv._ConvNd):
+        groups = module.groups if groups is None else groups
         inner, outer = (0, 1) if module.transposed else (1, 0)
-        groups = module.groups
         return {
+            "groups": groups,
             "out_channels": weight[outer] * (groups if module.transposed else 1),
             "in_channels": weight[inner] * (1 if module.transposed else groups),
         }

@@ -90,6 +90,7 @@ class Recorder(ProxyTorchDispatchMode):
         self._stand_ins: dict[int, Tensor] = {}
         self._results: dict[Any, Any] = {}
         self._stack: list[tuple[str, int, Any]] = []
+        self._device = torch.device("cpu")  # where the forward thinks it runs
 
     @property
     def current(self) -> str:
@@ -99,6 +100,8 @@ class Recorder(ProxyTorchDispatchMode):
     def placeholder(self, name: str, tensor: Tensor) -> fx.Node:
         """Node of a parameter or buffer."""
         value = _on_meta(tensor)
+        if not tensor.is_meta:
+            self._device = tensor.device
         self._stand_ins[id(tensor)] = value
         return self._note(self.graph.placeholder(_identifier(name)), value)
 
@@ -194,7 +197,7 @@ class Recorder(ProxyTorchDispatchMode):
     def _node(self, value: Any) -> Any:
         """The node that made a tensor; any other value as it is."""
         if not isinstance(value, Tensor):
-            return value
+            return self._device if value == META else value
         if id(value) not in self._node_of:
             name = f"constant_{len(self.constants)}"
             self.constants[name] = value

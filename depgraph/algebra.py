@@ -172,12 +172,29 @@ class Algebra:
         return self.resolve(pieces[cuts.index(start)])
 
     def _take_parts(self, axis: Axis, start: int, end: int) -> Axis | None:
-        """Whole parts out of the equal parts that a leading frozen atom tells apart."""
+        """Whole indices of the leading factor of a product."""
         lead, minor = axis[0], axis_size(axis[1:])
-        if isinstance(lead, Concat) or not lead.frozen or start % minor or end % minor:
+        if start % minor or end % minor:
             return None
-        count = (end - start) // minor
-        return (*((self.selector(count),) if count > 1 else ()), *axis[1:])
+        first, last = start // minor, end // minor
+        if isinstance(lead, Atom) and lead.frozen:
+            count = last - first
+            return (*((self.selector(count),) if count > 1 else ()), *axis[1:])
+        taken = self.take((lead,), first, last)
+        return None if taken is None else self.resolve((*taken, *axis[1:]))
+
+    def strided(self, axis: Axis, step: int) -> Axis | None:
+        """The axis of ``dimension[i::step]``, for a step that divides the size; None otherwise.
+
+        ``pairs x 2`` taken by twos is ``pairs``.
+        """
+        if axis_size(self.resolve(axis)) % step:
+            return None
+        dealt = self._deal(list(self.resolve(axis)), [axis_size(self.resolve(axis)) // step, step])
+        if dealt is None:
+            return None
+        self.freeze(dealt[1], f"tells every one of {step} neighbours apart")
+        return self.resolve(dealt[0])
 
     def _cut(self, factor: Factor, cuts: Sequence[int]) -> list[Axis] | None:
         """The factor cut at the given indices; its unfrozen atoms are split where a cut falls."""
@@ -202,7 +219,7 @@ class Algebra:
             size = axis_size(part)
             local = [cut - offset for cut in inner if offset < cut < offset + size]
             if local:
-                pieces = self._cut(part[0], local) if len(part) == 1 else None
+                pieces = self._cut_product(part, local)
                 if pieces is None:
                     return None
                 fine.extend(pieces)
@@ -210,6 +227,14 @@ class Algebra:
                 fine.append(part)
             offset += size
         return _join(fine, inner)
+
+    def _cut_product(self, axis: Axis, cuts: Sequence[int]) -> list[Axis] | None:
+        """A product cut between whole indices of its leading factor."""
+        minor = axis_size(axis[1:])
+        if any(cut % minor for cut in cuts):
+            return None
+        pieces = self._cut(axis[0], [cut // minor for cut in cuts])
+        return None if pieces is None else [(*piece, *axis[1:]) for piece in pieces]
 
     def regroup(self, axes: Sequence[Axis], sizes: Sequence[int], why: str) -> list[Axis]:
         """Axes of a view: the factors of ``axes``, in order, dealt out to dimensions of ``sizes``.

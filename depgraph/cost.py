@@ -9,6 +9,8 @@ from torch import fx
 
 from depgraph.axes import Atom, Axis, axis_size
 from depgraph.propagate import Propagation, arguments, op_name
+from depgraph.rules.contract import einsum_places
+from depgraph.rules.convolve import is_transposed
 from depgraph.trace import shape
 
 Term = tuple[Axis, ...]
@@ -51,8 +53,17 @@ def _convolution(p: Propagation, node: fx.Node) -> list[Term]:
     a = arguments(node)
     weight = p.axes(a["weight"])
     # A transposed convolution does its kernel's work once per input position, not per output.
-    places = p.axes(a["input"]) if a.get("transposed") else p.axes(node)
+    places = p.axes(a["input"]) if is_transposed(node) else p.axes(node)
     return [(*places, *weight[1:])]
+
+
+def _baddbmm(p: Propagation, node: fx.Node) -> list[Term]:
+    return [(*p.axes(node), p.axes(arguments(node)["batch1"])[-1])]
+
+
+def _einsum(p: Propagation, node: fx.Node) -> list[Term]:
+    """Every letter once: exact for the usual two operands."""
+    return [tuple(p.axes(tensor)[dim] for tensor, dim in einsum_places(node).values())]
 
 
 def _attention(p: Propagation, node: fx.Node) -> list[Term]:
@@ -71,6 +82,11 @@ _COUNTED = {
     "aten.conv2d": _convolution,
     "aten.conv3d": _convolution,
     "aten.convolution": _convolution,
+    "aten.conv_transpose1d": _convolution,
+    "aten.conv_transpose2d": _convolution,
+    "aten.conv_transpose3d": _convolution,
+    "aten.baddbmm": _baddbmm,
+    "aten.einsum": _einsum,
     "aten.scaled_dot_product_attention": _attention,
 }
 

@@ -6,6 +6,7 @@ from torch import fx
 
 from depgraph.axes import Axis, same
 from depgraph.propagate import Propagation, arguments, op_name
+from depgraph.rules.convolve import group_axis
 
 SIZE_ARGUMENTS = {
     "aten.view": "size",
@@ -24,6 +25,18 @@ SIZE_ARGUMENTS = {
     "aten.layer_norm": "normalized_shape",
 }
 """Argument that spells out trailing dimensions of an op's result."""
+
+GROUPED = {
+    "aten.conv1d": "groups",
+    "aten.conv2d": "groups",
+    "aten.conv3d": "groups",
+    "aten.convolution": "groups",
+    "aten.conv_transpose1d": "groups",
+    "aten.conv_transpose2d": "groups",
+    "aten.conv_transpose3d": "groups",
+    "aten.group_norm": "num_groups",
+}
+"""Argument that counts the groups which lead an op's channels."""
 
 PARTING = ("aten.split", "aten.split_with_sizes", "aten.chunk", "aten.tensor_split")
 """Ops that part a dimension; a generated forward uses the second for them all."""
@@ -47,6 +60,9 @@ def literal_axes(p: Propagation, node: fx.Node) -> list[Axis]:
         given = arguments(node)[SIZE_ARGUMENTS[name]]
         axes = p.axes(node)[-len(given) :] if given else []
         return [axis for axis, size in zip(axes, given, strict=True) if size != -1]
+    if name in GROUPED:
+        axis = group_axis(p, node)
+        return [axis] if axis else []
     if name in PARTING:
         dim = arguments(node)["dim"]
         parts = [axes[dim] for axes in p.results(node)]

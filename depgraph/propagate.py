@@ -113,6 +113,19 @@ class Propagation:
         if axis_size(self.algebra.resolve(left)) == axis_size(self.algebra.resolve(right)):
             self.algebra.unify(left, right, self.label(op))
 
+    def equate(
+        self,
+        op: fx.Node,
+        place: tuple[fx.Node, int],
+        axis: Axis,
+        source: tuple[fx.Node, int] | None = None,
+    ) -> None:
+        """Make a dimension of a value the same as an axis, which is that of ``source``, if any."""
+        if source is not None and source != place:
+            self.couplings.append(Coupling(op, place, source))
+        node, dim = place
+        self.algebra.unify(self._dims[node][dim], axis, self.label(op))
+
     def freeze(self, node: Any, reason: str, dims: Sequence[int] | None = None) -> None:
         """No index of these dimensions (all by default) of a value may be removed."""
         axes = self.axes(node) or [axis for result in self.results(node) for axis in result]

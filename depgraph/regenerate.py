@@ -25,8 +25,9 @@ from depgraph._program import (
 )
 from depgraph.axes import Atom, Axis, axis_atoms, axis_size, kept_indices
 from depgraph.errors import DepgraphError
-from depgraph.literals import PARTING, SIZE_ARGUMENTS, literal_axes
+from depgraph.literals import GROUPED, PARTING, SIZE_ARGUMENTS, literal_axes
 from depgraph.propagate import Propagation, arguments, op_name
+from depgraph.rules.convolve import group_axis
 from depgraph.trace import ModuleCall, Trace, shape, structural_copy, trace_forward
 
 
@@ -193,12 +194,12 @@ class _Writer:
         target: Any = node.target
         function_name(target)  # refuses what a program cannot hold
         args, kwargs = self._mapped(node.args), dict(self._mapped(node.kwargs))
-        if "device" in kwargs:
-            first = next(iter(self.made.values()))
-            kwargs["device"] = self.graph.call_function(getattr, (first, "device"))
+        args, kwargs = pytree.tree_map_only(torch.device, self._device, (args, kwargs))
         name = op_name(node)
         if name in SIZE_ARGUMENTS:
             args, kwargs = self._with_sizes(node, SIZE_ARGUMENTS[name], args, kwargs)
+        if name in GROUPED:
+            args, kwargs = self._with_groups(node, GROUPED[name], args, kwargs)
         if name == "aten.scaled_dot_product_attention":
             kwargs.update(self._scale(node))
         if name in PARTING and self._is_cut(literal_axes(self.p, node)):
@@ -206,6 +207,10 @@ class _Writer:
         if name in ("aten.slice", "aten.narrow"):
             target, args, kwargs = self._with_range(node, target, args, kwargs)
         self.made[node] = self.graph.call_function(target, args, kwargs)
+
+    def _device(self, _: torch.device) -> fx.Node:
+        """Where the module's inputs are, wherever it was traced."""
+        return self.graph.call_function(getattr, (next(iter(self.made.values())), "device"))
 
     def _is_cut(self, axes: Iterable[Axis]) -> bool:
         return any(atom in self.kept for axis in axes for atom in axis_atoms(axis))
@@ -249,11 +254,15 @@ class _Writer:
         new = [
             size if size == -1 else self._size(axis) for size, axis in zip(given, axes, strict=True)
         ]
-        schema = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]
-        place = schema.index(argument)
-        if place < len(args):
-            return (*args[:place], new, *args[place + 1 :]), kwargs
-        return args, {**kwargs, argument: new}
+        return _with_argument(node, argument, new, args, kwargs)
+
+    def _with_groups(
+        self, node: fx.Node, argument: str, args: Any, kwargs: dict[str, Any]
+    ) -> tuple[Any, dict[str, Any]]:
+        axis = group_axis(self.p, node)
+        if not self._is_cut([axis]):
+            return args, kwargs
+        return _with_argument(node, argument, axis_size(axis, self.sizes), args, kwargs)
 
     def _size(self, axis: Axis) -> Any:
         """Size of an axis: a number, or an expression of the inputs' sizes."""
@@ -285,3 +294,14 @@ class _Writer:
                 )
             self.made[node] = self.graph.get_attr(self.names[node])
         return self.made[node]
+
+
+def _with_argument(
+    node: fx.Node, argument: str, value: Any, args: Any, kwargs: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """The arguments of an ATen call with one of them replaced."""
+    schema = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]
+    place = schema.index(argument)
+    if place < len(args):
+        return (*args[:place], value, *args[place + 1 :]), kwargs
+    return args, {**kwargs, argument: value}

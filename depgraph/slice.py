@@ -17,17 +17,18 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from depgraph._attributes import candidates, layer_attributes, with_integer
-from depgraph.axes import Atom, axis_atoms, kept_indices
+from depgraph.axes import Atom, axis_atoms, axis_size, kept_indices
 from depgraph.cost import value_shape
 from depgraph.errors import DepgraphError
 from depgraph.graph import DependencyGraph, example_from_spec, trace
 from depgraph.groups import attention_products
-from depgraph.literals import literal_axes
+from depgraph.literals import GROUPED, literal_axes
 from depgraph.plan import Plan
-from depgraph.propagate import Propagation
+from depgraph.propagate import Propagation, op_name
 from depgraph.regenerate import Regenerator
+from depgraph.rules.convolve import group_axis
 from depgraph.trace import ModuleCall, named_tensors, shape, structural_copy
-from depgraph.verify import RecoverableMismatch, verify
+from depgraph.verify import Mismatch, verify
 
 
 @dataclass
@@ -46,6 +47,11 @@ class Edits:
                     if tensor is not None:
                         registry[key] = self.tensors[id(tensor)]
             vars(module).update(self.attributes.get(name, {}))
+        self.apply_classes(model)
+
+    def apply_classes(self, model: nn.Module) -> None:
+        """Put the generated forwards in."""
+        for name, module in model.named_modules():
             if name in self.classes:
                 module.__class__ = self.classes[name]
 
@@ -60,11 +66,9 @@ def apply_plan(plan: Plan, model: nn.Module, inplace: bool = False) -> nn.Module
     slicer.add_classes(edits)
     small = structural_copy(model)
     edits.apply(small)
-    while (module := _mismatch(slicer, small)) is not None:
-        if module in edits.classes:
-            raise DepgraphError(f"module '{module}' computes with a factor that depends on a size")
-        edits.classes[module] = slicer.generated(module)
-        dict(small.named_modules())[module].__class__ = edits.classes[module]
+    while (mismatch := _mismatch(slicer, small)) is not None:
+        slicer.repair(mismatch, edits)
+        edits.apply_classes(small)
     if inplace:
         edits.apply(model)
         small = model
@@ -78,12 +82,12 @@ def _remember(plan: Plan, small: nn.Module) -> None:
     vars(small)["depgraph_plans"] = [*earlier, plan.to_json()]
 
 
-def _mismatch(slicer: _Slicer, small: nn.Module) -> str | None:
-    """Module whose forward needs generating, by the verifying trace; None when all agrees."""
+def _mismatch(slicer: _Slicer, small: nn.Module) -> Mismatch | None:
+    """What the verifying trace finds wrong; None when all agrees."""
     try:
         verify(slicer.graph, small, slicer.sizes)
-    except RecoverableMismatch as mismatch:
-        return mismatch.module
+    except Mismatch as mismatch:
+        return mismatch
     return None
 
 
@@ -167,7 +171,7 @@ class _Slicer:
         for name, module in self.modules.items():
             nodes = self.own_nodes(module)
             shapes = {local: value_shape(self.p, node, self.sizes) for local, node in nodes.items()}
-            attributes = layer_attributes(module, shapes)
+            attributes = layer_attributes(module, shapes, self._groups(name))
             if not attributes:
                 attributes = self._inferred(name, module, nodes)
             if attributes:
@@ -186,6 +190,14 @@ class _Slicer:
             if self._runs(name, module, attributes):
                 return attributes
         return first
+
+    def _groups(self, name: str) -> int | None:
+        """New number of groups of a module that runs one grouped op; None where there is none."""
+        for node in self._own_ops(name):
+            if node.op == "call_function" and op_name(node) in GROUPED:
+                axis = group_axis(self.p, node)
+                return axis_size(axis, self.sizes) if axis else None
+        return None
 
     def _chosen(self, module: nn.Module, choice: dict[tuple[Any, ...], int]) -> dict[str, Any]:
         attributes: dict[str, Any] = {}
@@ -238,7 +250,7 @@ class _Slicer:
     def _runs(self, name: str, module: nn.Module, attributes: dict[str, Any]) -> bool:
         """Whether the module, sliced and with these attributes, computes the predicted shapes."""
         trial = structural_copy(module)
-        edits = Edits(attributes=self._inner_attributes(trial))
+        edits = Edits(attributes=self._inner_attributes(trial, name))
         edits.attributes[""] = attributes
         edits.tensors = {
             id(tensor): torch.empty(
@@ -261,14 +273,15 @@ class _Slicer:
                 return False
         return True
 
-    def _inner_attributes(self, trial: nn.Module) -> dict[str, dict[str, Any]]:
+    def _inner_attributes(self, trial: nn.Module, outer: str) -> dict[str, dict[str, Any]]:
         inner = {}
         for name, module in trial.named_modules():
             shapes = {
                 local: value_shape(self.p, node, self.sizes)
                 for local, node in self.own_nodes(module).items()
             }
-            inner[name] = layer_attributes(module, shapes)
+            groups = self._groups(".".join(filter(None, (outer, name))))
+            inner[name] = layer_attributes(module, shapes, groups)
         return inner
 
     def _node_of(self, tensor: Tensor) -> fx.Node:
@@ -286,15 +299,43 @@ class _Slicer:
                 continue
             attributes = edits.attributes.get(name, {})
             if name in self.cut_attention or (
-                name and self._spells_out(name) and not self._runs(name, module, attributes)
+                name
+                and not _is_torch_layer(module)
+                and self._spells_out(name)
+                and not self._runs(name, module, attributes)
             ):
                 edits.classes[name] = self.generated(name)
+
+    def repair(self, mismatch: Mismatch, edits: Edits) -> None:
+        """Generate the forward of the innermost module that can be blamed, and of those alike.
+
+        Raises
+        ------
+        Mismatch
+            The one given, when there is no such module.
+        """
+        path = mismatch.module
+        while path in edits.classes or not self.calls.get(path) or self._is_layer(path):
+            if not path:
+                raise mismatch
+            path = path.rpartition(".")[0]
+        for name, module in self.modules.items():
+            if type(module) is type(self.modules[path]) and self.calls.get(name):
+                edits.classes.setdefault(name, self.generated(name))
+
+    def _is_layer(self, name: str) -> bool:
+        return _is_torch_layer(self.modules[name])
 
     def generated(self, name: str) -> type[nn.Module]:
         """The class of a module with its forward generated for the plan."""
         module, calls = self.modules[name], self.calls[name]
         nodes = self.own_nodes(module, recurse=True)
         return self._regenerator.generate(module, calls[0], nodes)
+
+
+def _is_torch_layer(module: nn.Module) -> bool:
+    """Whether a module is one of torch's own layers, whose sizes are its parameters'."""
+    return type(module).__module__.startswith("torch.nn.") and not any(module.children())
 
 
 def _choices(options: dict[tuple[Any, ...], list[int]]) -> Iterator[dict[tuple[Any, ...], int]]:

@@ -131,10 +131,11 @@ def trace_forward(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
             output = model(*meta_args, **meta_kwargs)
     except _FORWARD_ERRORS as error:
         where = f"in module '{recorder.current}'" if recorder.current else "in the model"
-        raise DepgraphError(
+        raise TraceError(
+            recorder.current,
             f"the forward could not be traced {where} ({type(model).__name__}): "
             f"{_first_line(error)}{_source_line(error)}; check the example inputs, and that no "
-            "branch depends on the values of a tensor"
+            "branch depends on the values of a tensor",
         ) from error
     outputs, nodes, calls = recorder.finish(output)
     owner: dict[fx.Node, str] = {}
@@ -152,6 +153,14 @@ def trace_forward(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
         modes,
         recorder.constants,
     )
+
+
+class TraceError(DepgraphError):
+    """A forward raised; says in which module."""
+
+    def __init__(self, module: str, text: str) -> None:
+        super().__init__(text)
+        self.module = module
 
 
 _FORWARD_ERRORS = (
@@ -191,4 +200,12 @@ def _put_on_meta(model: nn.Module, recorder: Recorder) -> None:
                     registry[key] = recorder.stand_in(tensor)
 
 
-__all__ = ["ModuleCall", "Trace", "named_tensors", "shape", "structural_copy", "trace_forward"]
+__all__ = [
+    "ModuleCall",
+    "Trace",
+    "TraceError",
+    "named_tensors",
+    "shape",
+    "structural_copy",
+    "trace_forward",
+]

@@ -13,17 +13,17 @@ from depgraph.cost import value_shape
 from depgraph.errors import DepgraphError
 from depgraph.literals import PARTING
 from depgraph.propagate import arguments, op_name
-from depgraph.trace import shape, trace_forward
+from depgraph.trace import TraceError, shape, trace_forward
 
 if TYPE_CHECKING:
     from depgraph.graph import DependencyGraph
 
 
-class RecoverableMismatch(Exception):
-    """A module computes a factor from a pruned size; its forward has to be generated."""
+class Mismatch(DepgraphError):
+    """A module of the sliced model computes something else than the plan predicts."""
 
-    def __init__(self, module: str) -> None:
-        super().__init__(module)
+    def __init__(self, module: str, text: str) -> None:
+        super().__init__(text)
         self.module = module
 
 
@@ -41,10 +41,8 @@ def verify(graph: DependencyGraph, small: nn.Module, sizes: Mapping[Atom, int]) 
 
     Raises
     ------
-    DepgraphError
-        Naming the module and the groups, when an op or a shape differs.
-    RecoverableMismatch
-        When only a floating-point argument differs.
+    Mismatch
+        Naming the module and the groups, when an op, a shape or a factor differs.
     """
     args, kwargs = graph.traced.example
     modes = {name: module.training for name, module in small.named_modules()}
@@ -52,6 +50,8 @@ def verify(graph: DependencyGraph, small: nn.Module, sizes: Mapping[Atom, int]) 
         module.training = graph.traced.modes.get(name, module.training)
     try:
         again = trace_forward(small, args, kwargs)
+    except TraceError as error:
+        raise Mismatch(error.module, f"the sliced model does not run: {error}") from error
     finally:
         for name, module in small.named_modules():
             module.training = modes[name]
@@ -60,23 +60,25 @@ def verify(graph: DependencyGraph, small: nn.Module, sizes: Mapping[Atom, int]) 
     for old, new in zip(before, after, strict=False):
         _compare(graph, old, new, sizes)
     if len(before) != len(after):
-        raise DepgraphError(
+        raise Mismatch(
+            "",
             f"the sliced model runs {len(after)} ops, the original {len(before)}; its forward "
-            "depends on a size in a way the plan cannot follow"
+            "depends on a size in a way the plan cannot follow",
         )
     for name, node in graph.traced.tensors.items():
         expected = value_shape(graph.propagation, node, sizes)
         if shape(again.tensors[name]) != expected:
-            raise DepgraphError(
-                f"parameter '{name}' came out as {shape(again.tensors[name])}, not {expected}"
+            raise Mismatch(
+                "", f"parameter '{name}' came out as {shape(again.tensors[name])}, not {expected}"
             )
 
 
 def _compare(graph: DependencyGraph, old: fx.Node, new: fx.Node, sizes: Mapping[Atom, int]) -> None:
     expected = value_shape(graph.propagation, old, sizes)
+    module = graph.traced.owner.get(old, "")
     if _kind(old) == _kind(new) and shape(new) == expected:
         if _factors(old) != _factors(new):
-            raise RecoverableMismatch(graph.traced.owner.get(old, ""))
+            raise Mismatch(module, f"module '{module}' computes a factor from a pruned size")
         return
     pruned = {group._atom: group.name for group in graph.prunable if group._atom in sizes}
     touched = {
@@ -86,10 +88,11 @@ def _compare(graph: DependencyGraph, old: fx.Node, new: fx.Node, sizes: Mapping[
         for atom in axis_atoms(axis)
         if atom in pruned
     }
-    raise DepgraphError(
-        f"module '{graph.traced.owner.get(old, '')}' does not follow the plan: {op_name(new)} "
+    raise Mismatch(
+        module,
+        f"module '{module}' does not follow the plan: {op_name(new)} "
         f"gives {shape(new)} where {op_name(old)} should give {expected}; keep all units of "
-        f"{', '.join(sorted(touched)) or 'the groups it works on'}"
+        f"{', '.join(sorted(touched)) or 'the groups it works on'}",
     )
 
 

@@ -1,5 +1,25 @@
 """One rule per family of ops; importing this package registers them all."""
 
-from depgraph.rules import contract, create, norm, pointwise, reduce, reshape, select
+from depgraph.rules import (
+    contract,
+    convolve,
+    create,
+    norm,
+    pointwise,
+    reduce,
+    reshape,
+    select,
+    spatial,
+)
 
-__all__ = ["contract", "create", "norm", "pointwise", "reduce", "reshape", "select"]
+__all__ = [
+    "contract",
+    "convolve",
+    "create",
+    "norm",
+    "pointwise",
+    "reduce",
+    "reshape",
+    "select",
+    "spatial",
+]

@@ -1,6 +1,8 @@
-"""Ops that sum over a shared dimension: linear, matrix products, convolution, attention."""
+"""Ops that sum over a shared dimension: linear, matrix products, einsum, attention."""
 
 from __future__ import annotations
+
+from typing import cast
 
 from torch import fx
 
@@ -31,36 +33,77 @@ def addmm(p: Propagation, node: fx.Node) -> Axes:
     return [p.axes(left)[0], p.axes(right)[1]]
 
 
+@rule("aten.baddbmm")
+def baddbmm(p: Propagation, node: fx.Node) -> Axes:
+    """``y[b, m, n] = self[b, m, n] + a[b, m, k] b[b, k, n]``, the first broadcast."""
+    a = arguments(node)
+    first, left, right = a["self"], a["batch1"], a["batch2"]
+    p.join(node, (left, 2), (right, 1))
+    p.join(node, (left, 0), (right, 0))
+    out = [p.axes(left)[0], p.axes(left)[1], p.axes(right)[2]]
+    for back in range(1, len(shape(first)) + 1):
+        if shape(first)[-back] != 1:
+            p.equate(node, (first, len(shape(first)) - back), out[-back])
+    return [p.axes(left)[0], p.axes(left)[1], p.axes(right)[2]]
+
+
+@rule("aten.einsum")
+def einsum(p: Propagation, node: fx.Node) -> Axes:
+    """Dimensions with the same letter are the same; a letter that is not kept is summed over."""
+    place = einsum_places(node)
+    for term, tensor in zip(*_terms(node), strict=True):
+        for dim, letter in enumerate(term):
+            if shape(tensor)[dim] == shape(place[letter][0])[place[letter][1]]:  # not stretched
+                p.join(node, place[letter], (tensor, dim))
+    out = str(node.args[0]).replace(" ", "").partition("->")
+    names = _letters(out[2], len(shape(node))) if out[1] else _implicit(_terms(node)[0])
+    return [p.axes(place[name][0])[place[name][1]] for name in names]
+
+
+def einsum_places(node: fx.Node) -> dict[str, tuple[fx.Node, int]]:
+    """For each letter of an einsum, an operand's dimension that has it at its full size."""
+    place: dict[str, tuple[fx.Node, int]] = {}
+    for term, tensor in zip(*_terms(node), strict=True):
+        for dim, letter in enumerate(term):
+            known = place.setdefault(letter, (tensor, dim))
+            if shape(tensor)[dim] > shape(known[0])[known[1]]:
+                place[letter] = (tensor, dim)
+    return place
+
+
+def _terms(node: fx.Node) -> tuple[list[list[str]], list[fx.Node]]:
+    """The letters of each operand's dimensions, and the operands."""
+    equation, operands = node.args[:2]
+    tensors = list(cast("list[fx.Node]", operands))
+    texts = str(equation).replace(" ", "").partition("->")[0].split(",")
+    pairs = zip(texts, tensors, strict=True)
+    return [_letters(text, len(shape(tensor))) for text, tensor in pairs], tensors
+
+
+def _letters(term: str, rank: int) -> list[str]:
+    """One name for each dimension; those of an ellipsis are numbered from the right."""
+    before, dots, after = term.partition("...")
+    covered = rank - len(before) - len(after) if dots else 0
+    return [*before, *(f".{back}" for back in range(covered, 0, -1)), *after]
+
+
+def _implicit(terms: list[list[str]]) -> list[str]:
+    """Letters of a result that is not spelled out: those that occur once, in order."""
+    names = [name for term in terms for name in term]
+    dots = sorted({name for name in names if name.startswith(".")}, reverse=True)
+    return [*dots, *sorted(n for n in names if names.count(n) == 1 and not n.startswith("."))]
+
+
 @rule("aten.matmul", "aten.mm", "aten.bmm", "aten.mv", "aten.dot")
 def matmul(p: Propagation, node: fx.Node) -> Axes:
     """``y[..., m, n] = a[..., m, k] b[..., k, n]``, leading dimensions broadcast."""
-    left, right = node.all_input_nodes[0], node.all_input_nodes[-1]
+    left, right = cast("tuple[fx.Node, fx.Node]", node.args[:2])
     rank_a, rank_b = len(shape(left)), len(shape(right))
     p.join(node, (left, rank_a - 1), (right, max(rank_b - 2, 0)))
     lead = broadcast(p, node, [(left, max(rank_a - 2, 0)), (right, max(rank_b - 2, 0))])
     rows = [p.axes(left)[-2]] if rank_a > 1 else []
     columns = [p.axes(right)[-1]] if rank_b > 1 else []
     return [*lead, *rows, *columns]
-
-
-@rule("aten.conv1d", "aten.conv2d", "aten.conv3d", "aten.convolution")
-def convolution(p: Propagation, node: fx.Node) -> Axes:
-    """``y[b, o, ...] = sum_i W[o, i, ...] * x[b, i, ...]``; one group only."""
-    a = arguments(node)
-    x, weight, bias = a["input"], a["weight"], a["bias"]
-    kernel = range(2, len(shape(weight)))
-    p.freeze(weight, "extent of a convolution kernel", list(kernel))
-    if a["groups"] != 1 or a.get("transposed"):
-        reason = f"channels of a grouped or transposed convolution, {p.label(node)}"
-        p.freeze(weight, reason)
-        p.freeze(x, reason, [1])
-    else:
-        p.join(node, (x, 1), (weight, 1))
-    if bias is not None:
-        p.join(node, (weight, 0), (bias, 0))
-    spatial = p.new(node, "spatial extent of a convolution's result")[2:]
-    channels = p.axes(weight)[0] if not a.get("transposed") else p.new(node, "transposed")[1]
-    return [p.axes(x)[0], channels, *spatial]
 
 
 @rule("aten.scaled_dot_product_attention")
@@ -70,13 +113,15 @@ def attention(p: Propagation, node: fx.Node) -> Axes:
     q, k, v, mask = a["query"], a["key"], a["value"], a["attn_mask"]
     rank = len(shape(q))
     for dim in range(rank - 2):
-        p.join(node, (q, dim), (k, dim))
         p.join(node, (k, dim), (v, dim))
+        if shape(q)[dim] == shape(k)[dim]:
+            p.join(node, (q, dim), (k, dim))
+        elif a["enable_gqa"] and dim == rank - 3:
+            # each key head serves a run of neighbouring query heads
+            queries = p.algebra.new(shape(q)[dim] // shape(k)[dim])
+            p.equate(node, (q, dim), (*p.axes(k)[dim], *queries), (k, dim))
     p.join(node, (q, rank - 1), (k, rank - 1))
     p.join(node, (k, rank - 2), (v, rank - 2))
-    if a["enable_gqa"]:
-        for operand in (q, k, v):
-            p.freeze(operand, f"query groups of {p.label(node)}", [rank - 3])
     if mask is not None:
         _join_mask(p, node, q, k, mask)
     p.freeze(k, f"{p.label(node)} normalises over it", [rank - 2])

@@ -31,7 +31,20 @@ def like(p: Propagation, node: fx.Node) -> Axes:
     return p.axes(node.args[0])
 
 
-@rule("aten.arange", "aten.linspace", "aten.eye")
-def counting(p: Propagation, node: fx.Node) -> Axes:
+@rule(
+    "aten.arange",
+    "aten.linspace",
+    "aten.logspace",
+    "aten.eye",
+    "aten.meshgrid",
+    "aten.tril_indices",
+)
+def counting(p: Propagation, node: fx.Node) -> Axes | list[Axes]:
     """An entry's value is its position, which removal would change."""
-    return p.new(node, f"positions counted by {p.label(node)}")
+    reason = f"positions counted by {p.label(node)}"
+    values = node.meta["val"]
+    if isinstance(values, (tuple, list)):
+        for operand in node.all_input_nodes:
+            p.freeze(operand, reason)
+        return [[p.algebra.new(int(size), reason) for size in value.shape] for value in values]
+    return p.new(node, reason)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import fx
 
 from depgraph.propagate import Axes, Propagation, arguments, rule
+from depgraph.rules._broadcast import broadcast
 from depgraph.trace import shape
 
 
@@ -25,15 +26,30 @@ def layer_norm(p: Propagation, node: fx.Node) -> Axes | list[Axes]:
     return p.axes(x)
 
 
-@rule("aten.batch_norm", "aten.instance_norm")
-def batch_norm(p: Propagation, node: fx.Node) -> Axes:
-    """Channel statistics and affine parameters lie along dimension 1."""
+@rule("aten.batch_norm", "aten.instance_norm", "aten.group_norm")
+def channel_norm(p: Propagation, node: fx.Node) -> Axes:
+    """Channel statistics and affine parameters lie along dimension 1, in groups or singly.
+
+    What statistics are taken over besides channels stays whole, as their count changes the result.
+    """
     a = arguments(node)
     x = a["input"]
+    if "num_groups" in a:
+        groups = p.algebra.new(a["num_groups"])
+        p.equate(node, (x, 1), (*groups, *p.algebra.new(shape(x)[1] // a["num_groups"])))
     for name in ("weight", "bias", "running_mean", "running_var"):
         if a.get(name) is not None:
             p.join(node, (x, 1), (a[name], 0))
+    if a.get("training") or a.get("use_input_stats") or "num_groups" in a:
+        others = [dim for dim in range(len(shape(x))) if dim != 1]
+        p.freeze(x, f"{p.label(node)} takes statistics over it", others)
     return p.axes(x)
+
+
+@rule("aten._weight_norm")
+def weight_norm(p: Propagation, node: fx.Node) -> Axes:
+    """``g v / |v|``: zeros add nothing to the norm."""
+    return broadcast(p, node, [(x, len(shape(x))) for x in node.all_input_nodes])
 
 
 @rule("aten.softmax", "aten._softmax", "aten.log_softmax", "aten._log_softmax")

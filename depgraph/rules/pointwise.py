@@ -24,6 +24,13 @@ from depgraph.trace import shape
     "aten.lift_fresh",
     "aten.lift_fresh_copy",
     "aten.masked_fill",
+    "aten.copy",
+    "aten.lerp",
+    "aten.where",
+    "aten.fill",
+    "aten.zero",
+    "aten.rrelu",
+    "aten.prelu",
 )
 def pointwise(p: Propagation, node: fx.Node) -> Axes:
     """All operands broadcast against each other."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch import fx
 
+from depgraph.axes import Axis
 from depgraph.propagate import Axes, Propagation, arguments, rule
 from depgraph.trace import shape
 
@@ -27,12 +30,12 @@ def permute(p: Propagation, node: fx.Node) -> Axes:
     return [axes[dim] for dim in arguments(node)["dims"]]
 
 
-@rule("aten.transpose")
+@rule("aten.transpose", "aten.swapaxes", "aten.swapdims")
 def transpose(p: Propagation, node: fx.Node) -> Axes:
     """Two dimensions change places."""
     a = arguments(node)
     axes = p.axes(a["self"])
-    i, j = a["dim0"], a["dim1"]
+    i, j = (a.get(f"dim{n}", a.get(f"axis{n}")) for n in (0, 1))
     axes[i], axes[j] = axes[j], axes[i]
     return axes
 
@@ -54,3 +57,58 @@ def expand(p: Propagation, node: fx.Node) -> Axes:
         if axis:
             axes[offset + dim] = axis
     return axes
+
+
+@rule("aten.movedim")
+def movedim(p: Propagation, node: fx.Node) -> Axes:
+    """Some dimensions at other places, the rest in order."""
+    a = arguments(node)
+    axes = p.axes(a["self"])
+    rank = len(axes)
+    source, target = (
+        [dim % rank for dim in ([dims] if isinstance(dims, int) else dims)]
+        for dims in (a["source"], a["destination"])
+    )
+    rest = iter(dim for dim in range(rank) if dim not in source)
+    order = [source[target.index(dim)] if dim in target else next(rest) for dim in range(rank)]
+    return [axes[dim] for dim in order]
+
+
+@rule("aten.repeat", "aten.tile")
+def repeat(p: Propagation, node: fx.Node) -> Axes:
+    """Copies laid end to end: ``copies x dimension``."""
+    x = cast(fx.Node, node.args[0])
+    fresh = len(shape(node)) - len(shape(x))
+    axes: Axes = [*[()] * fresh, *p.axes(x)]
+    sizes = [*[1] * fresh, *shape(x)]
+    copies = [new // old if old else 1 for new, old in zip(shape(node), sizes, strict=True)]
+    return [(*_copies(p, node, count), *axis) for count, axis in zip(copies, axes, strict=True)]
+
+
+@rule("aten.repeat_interleave")
+def repeat_interleave(p: Propagation, node: fx.Node) -> Axes:
+    """Copies of each index side by side: ``dimension x copies``."""
+    a = arguments(node)
+    x = a["self"]
+    if a.get("dim") is None:
+        p.freeze(x, f"{p.label(node)} flattens it")
+        return p.new(node, f"repeated by {p.label(node)}")
+    axes = p.axes(x)
+    dim = a["dim"] % len(axes)
+    axes[dim] = (*axes[dim], *_copies(p, node, shape(node)[dim] // shape(x)[dim]))
+    return axes
+
+
+def _copies(p: Propagation, node: fx.Node, count: int) -> Axis:
+    return p.algebra.new(count, f"copies made by {p.label(node)}")
+
+
+@rule("aten.channel_shuffle", "aten.native_channel_shuffle")
+def channel_shuffle(p: Propagation, node: fx.Node) -> Axes:
+    """``groups x rest`` becomes ``rest x groups`` along dimension 1."""
+    a = arguments(node)
+    axes = p.axes(a["self"])
+    size = shape(node)[1]
+    groups, rest = p.algebra.regroup([axes[1]], [a["groups"], size // a["groups"]], p.label(node))
+    p.algebra.freeze(groups, f"{p.label(node)} shuffles by it")
+    return [axes[0], (*rest, *groups), *axes[2:]]

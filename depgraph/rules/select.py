@@ -70,7 +70,14 @@ def select(p: Propagation, node: fx.Node) -> Axes:
     return [*axes[:dim], *axes[dim + 1 :]]
 
 
-@rule("aten.split", "aten.split_with_sizes", "aten.chunk", "aten.tensor_split")
+@rule(
+    "aten.split",
+    "aten.split_with_sizes",
+    "aten.chunk",
+    "aten.tensor_split",
+    "aten.unsafe_split",
+    "aten.unsafe_chunk",
+)
 def split(p: Propagation, node: fx.Node) -> list[Axes]:
     """Pieces of a dimension, each with atoms of its own where it can be cut there."""
     a = arguments(node)
@@ -87,6 +94,20 @@ def split(p: Propagation, node: fx.Node) -> list[Axes]:
     return out
 
 
+@rule("aten.glu")
+def glu(p: Propagation, node: fx.Node) -> Axes:
+    """``a * sigmoid(b)`` for the halves a and b of a dimension."""
+    a = arguments(node)
+    x = a["self"]
+    dim = a["dim"] % len(shape(x))
+    half = shape(x)[dim] // 2
+    left, right = (_part(p, node, x, dim, start, start + half) for start in (0, half))
+    p.algebra.unify(left, right, p.label(node))
+    axes = p.axes(x)
+    axes[dim] = p.algebra.resolve(left)
+    return axes
+
+
 @rule("aten.slice", "aten.narrow")
 def slice_(p: Propagation, node: fx.Node) -> Axes:
     """A range of a dimension."""
@@ -97,9 +118,13 @@ def slice_(p: Propagation, node: fx.Node) -> Axes:
     start = min(_wrap(a.get("start") or 0, size), size)
     length = shape(node)[dim]
     axes = p.axes(x)
-    if a.get("step", 1) != 1:
-        p.freeze(x, f"{p.label(node)} takes every {a['step']}th index of it", [dim])
-        axes[dim] = p.algebra.new(length, f"strided by {p.label(node)}")
+    step = a.get("step", 1)
+    if step != 1:
+        taken = p.algebra.strided(axes[dim], step) if start < step else None
+        if taken is None or axis_size(taken) != length:
+            p.freeze(x, f"{p.label(node)} takes every {step}th index of it", [dim])
+            taken = p.algebra.new(length, f"strided by {p.label(node)}")
+        axes[dim] = taken
     else:
         axes[dim] = _part(p, node, x, dim, start, start + length)
     return axes
@@ -153,3 +178,56 @@ def embedding(p: Propagation, node: fx.Node) -> Axes:
     a = arguments(node)
     p.freeze(a["weight"], f"{p.label(node)} looks entries up in it", [0])
     return [*p.axes(a["indices"]), p.axes(a["weight"])[1]]
+
+
+@rule("aten.gather", "aten.take_along_dim")
+def gather(p: Propagation, node: fx.Node) -> Axes:
+    """One dimension looked up, by indices of its own for each place in the others."""
+    a = arguments(node)
+    x, indices = a["self"], a.get("index", a.get("indices"))
+    dim = a["dim"] % len(shape(x))
+    p.freeze(x, f"{p.label(node)} looks entries up in it", [dim])
+    for other in range(len(shape(x))):
+        if other != dim and shape(x)[other] == shape(indices)[other]:
+            p.join(node, (x, other), (indices, other))
+        elif other != dim:
+            p.freeze(x, f"{p.label(node)} takes a part of it", [other])
+    return p.axes(indices)
+
+
+@rule("aten.topk", "aten.sort", "aten.cummax", "aten.cummin", "aten.kthvalue", "aten.median")
+def ordered(p: Propagation, node: fx.Node) -> list[Axes]:
+    """Values and indices along a dimension that is ordered, which therefore stays whole."""
+    a = arguments(node)
+    x = a["self"]
+    dim = a["dim"] % len(shape(x))
+    p.freeze(x, f"{p.label(node)} orders it", [dim])
+    axes = p.axes(x)
+    for result in node.meta["val"]:
+        if len(result.shape) < len(axes):
+            del axes[dim]
+        else:
+            axes[dim] = p.algebra.new(int(result.shape[dim]), f"ordered by {p.label(node)}")
+        break
+    return [axes] * len(node.meta["val"])
+
+
+@rule(
+    "aten.argsort",
+    "aten.cumsum",
+    "aten.cumprod",
+    "aten.flip",
+    "aten.roll",
+    "aten.tril",
+    "aten.triu",
+)
+def in_order(p: Propagation, node: fx.Node) -> Axes:
+    """The order along these dimensions matters, so they stay whole."""
+    a = arguments(node)
+    x = a["self"]
+    dims = a.get("dims", a.get("dim"))
+    if dims is None or dims == []:
+        dims = [-2, -1] if "diagonal" in a else range(len(shape(x)))
+    dims = [dims] if isinstance(dims, int) else dims
+    p.freeze(x, f"{p.label(node)} depends on its order", [dim % len(shape(x)) for dim in dims])
+    return p.axes(x)
