@@ -86,6 +86,7 @@ class Recorder(ProxyTorchDispatchMode):
         self.constants: dict[str, Tensor] = {}
         self.calls: list[ModuleCall] = []
         self._node_of: dict[int, fx.Node] = {}
+        self._created: dict[int, fx.Node] = {}
         self._alive: list[Any] = []  # an id must not be given to a second tensor
         self._stand_ins: dict[int, Tensor] = {}
         self._results: dict[Any, Any] = {}
@@ -167,6 +168,8 @@ class Recorder(ProxyTorchDispatchMode):
             return result
         node = self.graph.call_function(func, node_args, node_kwargs)
         self._note(node, result)
+        if _creates(func):  # torch hands out another tensor object on the same storage
+            self._created[result.untyped_storage()._cdata] = node
         if isinstance(result, (tuple, list)):
             for i, item in enumerate(result):
                 if isinstance(item, Tensor):
@@ -198,7 +201,10 @@ class Recorder(ProxyTorchDispatchMode):
         """The node that made a tensor; any other value as it is."""
         if not isinstance(value, Tensor):
             return self._device if value == META else value
-        if id(value) not in self._node_of:
+        if id(value) not in self._node_of and value.is_meta:
+            self._node_of[id(value)] = self._created[value.untyped_storage()._cdata]
+            self._alive.append(value)
+        elif id(value) not in self._node_of:
             name = f"constant_{len(self.constants)}"
             self.constants[name] = value
             self._note(self.graph.get_attr(name), value)
@@ -229,7 +235,8 @@ class Recorder(ProxyTorchDispatchMode):
         return hook
 
     def _traced(self, value: Any) -> Any:
-        return self._node_of.get(id(value), value) if isinstance(value, Tensor) else value
+        known = isinstance(value, Tensor) and (value.is_meta or id(value) in self._node_of)
+        return self._node(value) if known else value
 
 
 def plain(output: Any) -> Any:

@@ -93,6 +93,9 @@ class Propagation:
             elif name not in trace.parameters and name.rpartition(".")[0] not in called:
                 frozen = f"buffer '{name}' belongs to a module that is never called as one"
             self._dims[node] = [self.algebra.new(size, frozen) for size in shape(node)]
+        for node in trace.nodes:
+            if node.op == "get_attr":
+                self._dims[node] = self.new(node, "of a tensor that the forward holds unregistered")
         self._dims.update(seeds)
 
     def axes(self, node: Any) -> Axes:

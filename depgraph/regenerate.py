@@ -82,10 +82,10 @@ class Regenerator:
         key = (_likeness(module), str(shapes), repr(constants))
         if key not in self._traces:
             copy = structural_copy(module)
-            self._traces[key] = (
-                trace_forward(copy.eval(), args, kwargs),
-                trace_forward(copy.train(), args, kwargs),
-            )
+            copy.eval()  # what these two return is up to the class
+            evaluating = trace_forward(copy, args, kwargs)
+            copy.train()
+            self._traces[key] = (evaluating, trace_forward(copy, args, kwargs))
         return self._traces[key]
 
 
@@ -149,8 +149,7 @@ class _Writer:
         signature = inspect.signature(type(self.module).forward)
         names = list(signature.parameters)[1:]
         bound = signature.bind(None, *self.call.args, **self.call.kwargs).arguments
-        inputs = iter(self.trace.inputs)
-        order = {id(x): next(inputs) for x in _given_nodes(self.call)}
+        order = dict(zip(map(id, _given_nodes(self.call)), self.trace.inputs, strict=True))
         checks = []
         for name in names:
             parameter = signature.parameters[name]
@@ -162,13 +161,23 @@ class _Writer:
             extra = {} if default is parameter.empty else {"default_value": default}
             placeholder = self.graph.placeholder(name, **extra)
             value = bound.get(name, default)
-            if isinstance(value, fx.Node):
-                self.made[order[id(value)]] = placeholder
-                self._note_dynamic(order[id(value)], placeholder)
+            if any(isinstance(leaf, fx.Node) for leaf in pytree.tree_leaves(value)):
+                self._unpack(placeholder, value, order)
             else:
                 checks.append((placeholder, value, name))
         for placeholder, value, name in checks:
             self.graph.call_function(require, (placeholder, value, name))
+
+    def _unpack(self, source: fx.Node, value: Any, order: dict[int, fx.Node]) -> None:
+        """The tensors within an argument, which may be a container of them."""
+        if isinstance(value, fx.Node):
+            self.made[order[id(value)]] = source
+            self._note_dynamic(order[id(value)], source)
+            return
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in items:
+            if any(isinstance(leaf, fx.Node) for leaf in pytree.tree_leaves(item)):
+                self._unpack(self.graph.call_function(getitem, (source, key)), item, order)
 
     def _note_dynamic(self, node: fx.Node, placeholder: fx.Node) -> None:
         for dim, axis in enumerate(self.p.axes(node)):

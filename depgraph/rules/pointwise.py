@@ -30,6 +30,18 @@ from depgraph.trace import shape
     "aten.fill",
     "aten.zero",
     "aten.rrelu",
+    "aten.hardswish",
+    "aten.hardsigmoid",
+    "aten.hardtanh",
+    "aten.relu6",
+    "aten.selu",
+    "aten.celu",
+    "aten.elu",
+    "aten.leaky_relu",
+    "aten.mish",
+    "aten.softplus",
+    "aten.log_sigmoid",
+    "aten.threshold",
     "aten.prelu",
 )
 def pointwise(p: Propagation, node: fx.Node) -> Axes:

@@ -11,7 +11,15 @@ from depgraph.propagate import Axes, Propagation, arguments, rule
 from depgraph.trace import shape
 
 
-@rule("aten.view", "aten.reshape", "aten._unsafe_view", "aten.flatten", "aten.unflatten")
+@rule(
+    "aten.view",
+    "aten.reshape",
+    "aten._unsafe_view",
+    "aten.flatten",
+    "aten.unflatten",
+    "aten.view_as",
+    "aten.reshape_as",
+)
 def view(p: Propagation, node: fx.Node) -> Axes:
     """Deal the factors out to the new dimensions, in order."""
     return p.algebra.regroup(p.axes(node.args[0]), shape(node), p.label(node))

@@ -65,6 +65,20 @@ def unfold(p: Propagation, node: fx.Node) -> Axes:
     return [*axes[:lead], (*axes[lead], *kernel), p.algebra.new(shape(node)[-1], "patches")]
 
 
+@rule("aten.col2im")
+def fold(p: Propagation, node: fx.Node) -> Axes:
+    """Columns of ``channels x kernel`` laid back to places, where they overlap they add up."""
+    x = node.all_input_nodes[0]
+    lead = len(shape(x)) - 2
+    p.freeze(x, f"{p.label(node)} lays patches out along it", [lead + 1])
+    axes = p.axes(x)
+    channels = shape(node)[lead]
+    sizes = [channels, shape(x)[lead] // channels]
+    outer, kernel = p.algebra.regroup([axes[lead]], sizes, p.label(node))
+    p.algebra.freeze(kernel, "place within a patch")
+    return [*axes[:lead], outer, *_positions(p, node)]
+
+
 @rule("aten.unfold")
 def windows(p: Propagation, node: fx.Node) -> Axes:
     """Windows along one dimension, their extent as a new last one."""
@@ -94,3 +108,8 @@ def pixel_shuffle(p: Propagation, node: fx.Node) -> Axes:
     channels, place = p.algebra.regroup([axes[lead]], [after, before // after], p.label(node))
     p.algebra.freeze(place, reason)
     return [*axes[:lead], channels, *spatial]
+
+
+def _positions(p: Propagation, node: fx.Node) -> Axes:
+    reason = f"positions made by {p.label(node)}"
+    return [p.algebra.new(size, reason) for size in shape(node)[-2:]]
