@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._dispatch.python import enable_python_dispatcher
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode, PythonKeyTracer
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from depgraph._shapes import quick_result
@@ -61,6 +62,20 @@ class ModuleCall:
     kwargs: dict[str, Any]
     output: Any
     depth: int
+
+
+class _ListsAsTensors(TorchFunctionMode):
+    """Makes tensors of lists used as indices, which torch would turn into ones out of sight."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is Tensor.__getitem__:
+            places = args[1] if isinstance(args[1], tuple) else (args[1],)
+            if any(isinstance(place, list) for place in places):
+                tensors = [torch.tensor(x) if isinstance(x, list) else x for x in places]
+                return func(args[0], tuple(tensors))
+        return func(*args, **(kwargs or {}))
 
 
 class Recorder(ProxyTorchDispatchMode):
@@ -127,7 +142,7 @@ class Recorder(ProxyTorchDispatchMode):
                 module.register_forward_hook(self._leave(name), with_kwargs=True),
             ]
         try:
-            with enable_python_dispatcher(), self:
+            with _ListsAsTensors(), enable_python_dispatcher(), self:
                 yield
         finally:
             for handle in handles:

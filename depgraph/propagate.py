@@ -105,8 +105,9 @@ class Propagation:
         return [self.algebra.resolve(axis) for axis in self._dims.get(node, [])]
 
     def results(self, node: fx.Node) -> list[Axes]:
-        """Axes of each result of an op that returns several."""
-        return list(self._results.get(node, []))
+        """Resolved axes of each result of an op that returns several."""
+        resolve = self.algebra.resolve
+        return [[resolve(axis) for axis in axes] for axes in self._results.get(node, [])]
 
     def join(self, op: fx.Node, first: tuple[fx.Node, int], second: tuple[fx.Node, int]) -> None:
         """Make a dimension of one value the same as one of another, because ``op`` says so."""

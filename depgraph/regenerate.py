@@ -7,7 +7,8 @@ the inputs (batch, tokens) are read from the inputs at run time; every other siz
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from operator import getitem, mul
 from typing import Any
 
@@ -28,19 +29,44 @@ from depgraph.errors import DepgraphError
 from depgraph.literals import GROUPED, PARTING, SIZE_ARGUMENTS, literal_axes
 from depgraph.propagate import Propagation, arguments, op_name
 from depgraph.rules.convolve import group_axis
-from depgraph.trace import ModuleCall, Trace, shape, structural_copy, trace_forward
+from depgraph.trace import (
+    ModuleCall,
+    Trace,
+    TraceError,
+    shape,
+    structural_copy,
+    trace_forward,
+)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where a forward is read from: one call in one propagated trace.
+
+    ``names`` and ``children`` are what the module itself calls its tensors and the modules in it.
+    """
+
+    p: Propagation
+    call: ModuleCall
+    names: dict[fx.Node, str]
+    children: dict[str, str]
 
 
 class Regenerator:
-    """Generates forwards for the modules of one model; blocks that are alike share their traces."""
+    """Generates forwards for the modules of one model.
 
-    def __init__(self, outer: Propagation, kept: Mapping[Atom, Tensor]) -> None:
+    They are read from the trace of the whole model, and from a second one in the other mode. A
+    module that gets one tensor as two arguments is traced by itself, to tell these apart.
+    """
+
+    def __init__(self, outer: Propagation, kept: Mapping[Atom, Tensor], model: nn.Module) -> None:
         self._outer = outer
         self._kept = kept
-        self._traces: dict[Any, tuple[Trace, Trace]] = {}
+        self._model = model
+        self._whole: dict[bool, Propagation | None] = {}
 
     def generate(
-        self, module: nn.Module, call: ModuleCall, tensors: Mapping[str, fx.Node]
+        self, module: nn.Module, call: ModuleCall, tensors: Mapping[str, str]
     ) -> type[nn.Module]:
         """A class for a module whose forward computes with the sizes of the plan.
 
@@ -50,8 +76,8 @@ class Regenerator:
             Before slicing; not changed.
         call : ModuleCall
             How the model calls it.
-        tensors : mapping of str to fx.Node
-            The outer node of each of the module's parameters and buffers, by local name.
+        tensors : mapping of str to str
+            The model's name of each of the module's parameters and buffers, by local name.
 
         Returns
         -------
@@ -63,44 +89,83 @@ class Regenerator:
         DepgraphError
             When the forward does what a program cannot say.
         """
-        outer_inputs = _given_nodes(call)
         programs: dict[str, Program] = {}
-        for mode, traced in zip(("eval", "train"), self._traced(module, call), strict=True):
-            seeds = dict(zip(traced.inputs, map(self._outer.axes, outer_inputs), strict=True))
-            seeds.update((node, self._outer.axes(tensors[n])) for n, node in traced.tensors.items())
-            p = Propagation(traced, seeds)
-            p.run(outputs_are_fixed=False)
-            programs[mode] = to_program(_Writer(p, call, self._kept, module).write())
+        for training, mode in ((False, "eval"), (True, "train")):
+            source = self._shared_source(module, call, tensors, training)
+            source = source or self._own_source(module, call, tensors, training)
+            programs[mode] = to_program(_Writer(source, self._kept, module).write())
         if programs["train"] == programs["eval"]:
             del programs["train"]
         return programmed_class(original_class(module), programs)
 
-    def _traced(self, module: nn.Module, call: ModuleCall) -> tuple[Trace, Trace]:
+    def _shared_source(
+        self, module: nn.Module, call: ModuleCall, tensors: Mapping[str, str], training: bool
+    ) -> _Source | None:
+        given = _given_nodes(call)
+        if len(set(given)) < len(given):
+            return None
+        if training not in self._whole:
+            self._whole[training] = self._traced_whole(training)
+        p = self._whole[training]
+        found = [] if p is None else [c for c in p.trace.calls if c.name == call.name]
+        if p is None or not found:
+            return None
+        own = {id(child): name for name, child in module.named_modules()}
+        children = {
+            name: own[id(child)] for name, child in self._model.named_modules() if id(child) in own
+        }
+        names = {p.trace.tensors[name]: key for key, name in tensors.items()}
+        return _Source(p, found[0], names, children)
+
+    def _traced_whole(self, training: bool) -> Propagation | None:
+        """The whole model in one mode; None where it does not run in that mode."""
+        if all(mode == training for mode in self._outer.trace.modes.values()):
+            return self._outer
+        copy = structural_copy(self._model)
+        copy.train(training)
+        try:
+            traced = trace_forward(copy, *self._outer.trace.example)
+        except TraceError:
+            return None  # the module by itself may run in it, and says what is wrong otherwise
+        tensors = self._outer.trace.tensors
+        return self._propagated(traced, {name: tensors[name] for name in traced.tensors})
+
+    def _own_source(
+        self, module: nn.Module, call: ModuleCall, tensors: Mapping[str, str], training: bool
+    ) -> _Source:
+        copy = structural_copy(module)
+        copy.train(training)
         args, kwargs = pytree.tree_map_only(fx.Node, _meta_like, (call.args, call.kwargs))
-        shapes = [(shape(x), str(x.meta["val"].dtype)) for x in _given_nodes(call)]
-        constants = pytree.tree_map_only(fx.Node, lambda _: None, (call.args, call.kwargs))
-        key = (_likeness(module), str(shapes), repr(constants))
-        if key not in self._traces:
-            copy = structural_copy(module)
-            copy.eval()  # what these two return is up to the class
-            evaluating = trace_forward(copy, args, kwargs)
-            copy.train()
-            self._traces[key] = (evaluating, trace_forward(copy, args, kwargs))
-        return self._traces[key]
+        traced = trace_forward(copy, args, kwargs)
+        nodes = self._outer.trace.tensors
+        p = self._propagated(
+            traced,
+            {name: nodes[tensors[name]] for name in traced.tensors},
+            _given_nodes(call),
+        )
+        root = next(c for c in traced.calls if c.depth == 0)
+        names = {node: name for name, node in traced.tensors.items()}
+        return _Source(p, root, names, {name: name for name, _ in module.named_modules()})
 
-
-def _likeness(module: nn.Module) -> tuple[Any, ...]:
-    """Equal for modules whose traces are equal: same classes, attributes and tensor shapes."""
-    parts: list[Any] = []
-    for name, child in module.named_modules():
-        tensors = {**child._parameters, **child._buffers}
-        shapes = [(key, None if t is None else tuple(t.shape)) for key, t in tensors.items()]
-        parts.append((name, type(child), str(shapes)))
-        for key, value in vars(child).items():
-            if not key.startswith("_") and key != "training":
-                plain = isinstance(value, (bool, int, float, str, tuple, list, type(None)))
-                parts.append((key, repr(value) if plain else id(value)))
-    return tuple(parts)
+    def _propagated(
+        self,
+        traced: Trace,
+        tensors: Mapping[str, fx.Node],
+        inputs: Sequence[fx.Node] | None = None,
+    ) -> Propagation:
+        """A second trace in terms of the atoms of the first."""
+        axes = self._outer.axes
+        given = self._outer.trace.inputs if inputs is None else inputs
+        seeds = dict(zip(traced.inputs, map(axes, given), strict=True))
+        seeds.update((traced.tensors[name], axes(node)) for name, node in tensors.items())
+        p = Propagation(traced, seeds)
+        p.run(outputs_are_fixed=False)
+        if any(atom.frozen or atom.bound for atom in self._kept):
+            raise DepgraphError(
+                "the forward couples units in training mode that it does not couple in evaluation "
+                "mode; trace the model in training mode to make a plan"
+            )
+        return p
 
 
 def _given_nodes(call: ModuleCall) -> list[fx.Node]:
@@ -108,33 +173,35 @@ def _given_nodes(call: ModuleCall) -> list[fx.Node]:
 
 
 def _meta_like(node: fx.Node) -> Tensor:
-    fake = node.meta["val"]
-    return torch.empty(fake.shape, dtype=fake.dtype, device="meta")
+    value = node.meta["val"]
+    return torch.empty(value.shape, dtype=value.dtype, device="meta")
 
 
 class _Writer:
     """Turns one module's trace into a graph with child calls and free batch and token sizes."""
 
-    def __init__(
-        self, p: Propagation, call: ModuleCall, kept: Mapping[Atom, Tensor], module: nn.Module
-    ) -> None:
-        self.p = p
-        self.trace: Trace = p.trace
-        self.call = call
+    def __init__(self, source: _Source, kept: Mapping[Atom, Tensor], module: nn.Module) -> None:
+        self.p = source.p
+        self.trace: Trace = source.p.trace
+        self.call = source.call
+        self.names = source.names
+        self.children = source.children
         self.kept = kept
         self.sizes = {atom: len(units) for atom, units in kept.items()}
         self.module = module
         self.graph = fx.Graph()
         self.made: dict[fx.Node, fx.Node] = {}
         self.dynamic: dict[Atom, tuple[fx.Node, int]] = {}
-        self.names = {node: name for name, node in self.trace.tensors.items()}
 
     def write(self) -> fx.Graph:
         self._placeholders()
-        children = {c.start: c for c in self.trace.calls if c.depth == 1 and c.end > c.start}
-        root = next(c for c in self.trace.calls if c.depth == 0)
-        index = root.start
-        while index < root.end:
+        children = {
+            c.start: c
+            for c in self.trace.calls
+            if c.depth == self.call.depth + 1 and self.call.start <= c.start < c.end
+        }
+        index = self.call.start
+        while index < self.call.end:
             child = children.get(index)
             if child is not None:
                 self._child(child)
@@ -142,14 +209,13 @@ class _Writer:
             else:
                 self._op(self.trace.nodes[index])
                 index += 1
-        self.graph.output(self._mapped(root.output))
+        self.graph.output(self._mapped(self.call.output))
         return self.graph
 
     def _placeholders(self) -> None:
         signature = inspect.signature(type(self.module).forward)
         names = list(signature.parameters)[1:]
         bound = signature.bind(None, *self.call.args, **self.call.kwargs).arguments
-        order = dict(zip(map(id, _given_nodes(self.call)), self.trace.inputs, strict=True))
         checks = []
         for name in names:
             parameter = signature.parameters[name]
@@ -162,22 +228,22 @@ class _Writer:
             placeholder = self.graph.placeholder(name, **extra)
             value = bound.get(name, default)
             if any(isinstance(leaf, fx.Node) for leaf in pytree.tree_leaves(value)):
-                self._unpack(placeholder, value, order)
+                self._unpack(placeholder, value)
             else:
                 checks.append((placeholder, value, name))
         for placeholder, value, name in checks:
             self.graph.call_function(require, (placeholder, value, name))
 
-    def _unpack(self, source: fx.Node, value: Any, order: dict[int, fx.Node]) -> None:
+    def _unpack(self, source: fx.Node, value: Any) -> None:
         """The tensors within an argument, which may be a container of them."""
         if isinstance(value, fx.Node):
-            self.made[order[id(value)]] = source
-            self._note_dynamic(order[id(value)], source)
+            self.made[value] = source
+            self._note_dynamic(value, source)
             return
         items = value.items() if isinstance(value, dict) else enumerate(value)
         for key, item in items:
             if any(isinstance(leaf, fx.Node) for leaf in pytree.tree_leaves(item)):
-                self._unpack(self.graph.call_function(getitem, (source, key)), item, order)
+                self._unpack(self.graph.call_function(getitem, (source, key)), item)
 
     def _note_dynamic(self, node: fx.Node, placeholder: fx.Node) -> None:
         for dim, axis in enumerate(self.p.axes(node)):
@@ -190,7 +256,7 @@ class _Writer:
     def _child(self, child: ModuleCall) -> None:
         args = self._mapped(child.args)
         kwargs = self._mapped(child.kwargs)
-        result = self.graph.call_module(child.name, args, kwargs)
+        result = self.graph.call_module(self.children[child.name], args, kwargs)
         outputs = child.output if isinstance(child.output, (tuple, list)) else None
         if outputs is None:
             self.made[child.output] = result

@@ -7,7 +7,7 @@ only afterwards, and only when asked to.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -22,12 +22,19 @@ from depgraph.cost import value_shape
 from depgraph.errors import DepgraphError
 from depgraph.graph import DependencyGraph, example_from_spec, trace
 from depgraph.groups import attention_products
-from depgraph.literals import GROUPED, literal_axes
+from depgraph.literals import GROUPED
 from depgraph.plan import Plan
 from depgraph.propagate import Propagation, op_name
 from depgraph.regenerate import Regenerator
 from depgraph.rules.convolve import group_axis
-from depgraph.trace import ModuleCall, named_tensors, shape, structural_copy
+from depgraph.trace import (
+    ModuleCall,
+    TraceError,
+    named_tensors,
+    shape,
+    structural_copy,
+    trace_forward,
+)
 from depgraph.verify import Mismatch, verify
 
 
@@ -41,17 +48,18 @@ class Edits:
 
     def apply(self, model: nn.Module) -> None:
         """Make the changes in the model itself."""
-        for name, module in model.named_modules():
-            for registry in (module._parameters, module._buffers):
+        for module in model.modules():
+            registries: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+            for registry in registries:
                 for key, tensor in registry.items():
                     if tensor is not None:
                         registry[key] = self.tensors[id(tensor)]
-            vars(module).update(self.attributes.get(name, {}))
-        self.apply_classes(model)
+        self.apply_structure(model)
 
-    def apply_classes(self, model: nn.Module) -> None:
-        """Put the generated forwards in."""
+    def apply_structure(self, model: nn.Module) -> None:
+        """Set attributes and generated forwards."""
         for name, module in model.named_modules():
+            vars(module).update(self.attributes.get(name, {}))
             if name in self.classes:
                 module.__class__ = self.classes[name]
 
@@ -68,7 +76,7 @@ def apply_plan(plan: Plan, model: nn.Module, inplace: bool = False) -> nn.Module
     edits.apply(small)
     while (mismatch := _mismatch(slicer, small)) is not None:
         slicer.repair(mismatch, edits)
-        edits.apply_classes(small)
+        edits.apply_structure(small)
     if inplace:
         edits.apply(model)
         small = model
@@ -127,9 +135,10 @@ class _Slicer:
         self.kept = graph.kept_atoms(plan)
         self.sizes: dict[Atom, int] = {atom: len(units) for atom, units in self.kept.items()}
         self.modules = dict(model.named_modules())
-        self._regenerator = Regenerator(self.p, self.kept)
+        self._regenerator = Regenerator(self.p, self.kept, model)
         tensors, _ = named_tensors(model)
         self.first_name = {id(tensor): name for name, tensor in tensors.items()}
+        self._reconsidered: set[str] = set()
         self.calls: dict[str, list[ModuleCall]] = {}
         for call in graph.traced.calls:
             self.calls.setdefault(call.name, []).append(call)
@@ -157,14 +166,18 @@ class _Slicer:
                 tensor = tensor.index_select(dim, indices)
         return tensor
 
-    def own_nodes(self, module: nn.Module, recurse: bool = False) -> dict[str, fx.Node]:
-        """Traced nodes of a module's parameters and buffers, by local name."""
+    def own_tensors(self, module: nn.Module, recurse: bool = False) -> dict[str, str]:
+        """The trace's names of a module's parameters and buffers, by local name."""
         found = itertools.chain(
             module.named_parameters(recurse=recurse, remove_duplicate=False),
             module.named_buffers(recurse=recurse, remove_duplicate=False),
         )
+        return {local: self.first_name[id(tensor)] for local, tensor in found}
+
+    def own_nodes(self, module: nn.Module) -> dict[str, fx.Node]:
+        """Traced nodes of the parameters and buffers that a module itself holds."""
         nodes = self.graph.traced.tensors
-        return {local: nodes[self.first_name[id(tensor)]] for local, tensor in found}
+        return {local: nodes[name] for local, name in self.own_tensors(module).items()}
 
     def add_attributes(self, edits: Edits) -> None:
         """Integers of every module that name a pruned size."""
@@ -173,23 +186,15 @@ class _Slicer:
             shapes = {local: value_shape(self.p, node, self.sizes) for local, node in nodes.items()}
             attributes = layer_attributes(module, shapes, self._groups(name))
             if not attributes:
-                attributes = self._inferred(name, module, nodes)
+                attributes = self._chosen(module, _likeliest(self._options(name)))
             if attributes:
                 edits.attributes[name] = attributes
 
-    def _inferred(
-        self, name: str, module: nn.Module, nodes: Mapping[str, fx.Node]
-    ) -> dict[str, Any]:
-        calls = self.calls.get(name, [])
-        options = candidates(self.p, module, calls, nodes, self.sizes)
-        choices = (self._chosen(module, choice) for choice in _choices(options))
-        first = next(choices)
-        if name in self.cut_attention or not self._spells_out(name):
-            return first
-        for attributes in itertools.chain([first], choices):
-            if self._runs(name, module, attributes):
-                return attributes
-        return first
+    def _options(self, name: str) -> dict[tuple[Any, ...], list[int]]:
+        """New values that each integer of a module may take, the likeliest first."""
+        module = self.modules[name]
+        nodes, calls = self.own_nodes(module), self.calls.get(name, [])
+        return candidates(self.p, module, calls, nodes, self.sizes)
 
     def _groups(self, name: str) -> int | None:
         """New number of groups of a module that runs one grouped op; None where there is none."""
@@ -213,25 +218,6 @@ class _Slicer:
                 if owner.get(node) == name:
                     yield node
 
-    def _spells_out(self, name: str) -> bool:
-        """Whether a size may be written into the module: it has literals, and some size changes.
-
-        Which sizes a literal stands for cannot be told from the trace: ``reshape(B, N, C)`` with
-        the width of the input is right only while that equals ``heads x head_dim``.
-        """
-        literal = changed = False
-        for node in self._own_ops(name):
-            if node.op != "call_function":
-                continue
-            literal |= any(
-                not atom.frozen for axis in literal_axes(self.p, node) for atom in axis_atoms(axis)
-            )
-            changed |= any(
-                value_shape(self.p, value, self.sizes) != shape(value)
-                for value in (node, *node.all_input_nodes)
-            )
-        return literal and changed
-
     @cached_property
     def cut_attention(self) -> frozenset[str]:
         """Modules with an attention that loses head dims, which would change its temperature.
@@ -247,11 +233,17 @@ class _Slicer:
             if any(atom in self.sizes for atom in axis_atoms(product.query_dim))
         )
 
-    def _runs(self, name: str, module: nn.Module, attributes: dict[str, Any]) -> bool:
-        """Whether the module, sliced and with these attributes, computes the predicted shapes."""
+    def _runs(self, name: str, attributes: dict[str, Any], outer: Edits) -> bool:
+        """Whether a module, sliced and with these attributes, computes the predicted shapes."""
+        module = self.modules[name]
         trial = structural_copy(module)
         edits = Edits(attributes=self._inner_attributes(trial, name))
         edits.attributes[""] = attributes
+        edits.classes = {
+            inner.removeprefix(f"{name}."): made
+            for inner, made in outer.classes.items()
+            if inner.startswith(f"{name}.")
+        }
         edits.tensors = {
             id(tensor): torch.empty(
                 value_shape(self.p, self._node_of(tensor), self.sizes),
@@ -264,12 +256,11 @@ class _Slicer:
         for call in self.calls[name]:
             args, kwargs = pytree.tree_map_only(fx.Node, self._predicted, (call.args, call.kwargs))
             try:
-                with torch.no_grad():
-                    output = trial(*args, **kwargs)
-            except (RuntimeError, ValueError, TypeError, IndexError, AssertionError):
+                traced = trace_forward(trial, args, kwargs)
+            except TraceError:
                 return False
             expected = [self._predicted(x).shape for x in _nodes(call.output)]
-            if [x.shape for x in pytree.tree_leaves(output) if isinstance(x, Tensor)] != expected:
+            if [node.meta["val"].shape for node in traced.outputs] != expected:
                 return False
         return True
 
@@ -293,21 +284,13 @@ class _Slicer:
         return torch.empty(size, dtype=fake.dtype, device="meta")
 
     def add_classes(self, edits: Edits) -> None:
-        """Generated forwards for the modules that no attribute can make smaller."""
-        for name, module in self.modules.items():
-            if not self.calls.get(name):
-                continue
-            attributes = edits.attributes.get(name, {})
-            if name in self.cut_attention or (
-                name
-                and not _is_torch_layer(module)
-                and self._spells_out(name)
-                and not self._runs(name, module, attributes)
-            ):
+        """Generated forwards for the modules that would compute with another temperature."""
+        for name in self.modules:
+            if self.calls.get(name) and name in self.cut_attention:
                 edits.classes[name] = self.generated(name)
 
     def repair(self, mismatch: Mismatch, edits: Edits) -> None:
-        """Generate the forward of the innermost module that can be blamed, and of those alike.
+        """Other attributes, or else a generated forward, for the innermost module to blame.
 
         Raises
         ------
@@ -319,18 +302,41 @@ class _Slicer:
             if not path:
                 raise mismatch
             path = path.rpartition(".")[0]
-        for name, module in self.modules.items():
-            if type(module) is type(self.modules[path]) and self.calls.get(name):
-                edits.classes.setdefault(name, self.generated(name))
+        alike = [
+            name
+            for name, module in self.modules.items()
+            if type(module) is type(self.modules[path])
+            and self.calls.get(name)
+            and name not in edits.classes
+        ]
+        if path not in self._reconsidered:
+            self._reconsidered.update(alike)
+            fitting = [name for name in alike if self._refit(name, edits)]
+            if path in fitting:
+                return
+        try:
+            edits.classes.update((name, self.generated(name)) for name in alike)
+        except DepgraphError as error:
+            text = f"{mismatch}; a forward of other sizes cannot be generated either: {error}"
+            raise DepgraphError(text) from error
+
+    def _refit(self, name: str, edits: Edits) -> bool:
+        """Look for attributes of a module with which it runs; whether they are other ones."""
+        for choice in _others(self._options(name)):
+            attributes = self._chosen(self.modules[name], choice)
+            if self._runs(name, attributes, edits):
+                edits.attributes[name] = attributes
+                return True
+        return False
 
     def _is_layer(self, name: str) -> bool:
         return _is_torch_layer(self.modules[name])
 
     def generated(self, name: str) -> type[nn.Module]:
         """The class of a module with its forward generated for the plan."""
-        module, calls = self.modules[name], self.calls[name]
-        nodes = self.own_nodes(module, recurse=True)
-        return self._regenerator.generate(module, calls[0], nodes)
+        module = self.modules[name]
+        tensors = self.own_tensors(module, recurse=True)
+        return self._regenerator.generate(module, self.calls[name][0], tensors)
 
 
 def _is_torch_layer(module: nn.Module) -> bool:
@@ -338,16 +344,18 @@ def _is_torch_layer(module: nn.Module) -> bool:
     return type(module).__module__.startswith("torch.nn.") and not any(module.children())
 
 
-def _choices(options: dict[tuple[Any, ...], list[int]]) -> Iterator[dict[tuple[Any, ...], int]]:
-    """The likeliest values first, then one at a time another: the forward is generated else.
+def _likeliest(options: dict[tuple[Any, ...], list[int]]) -> dict[tuple[Any, ...], int]:
+    return {path: values[0] for path, values in options.items()}
+
+
+def _others(options: dict[tuple[Any, ...], list[int]]) -> Iterator[dict[tuple[Any, ...], int]]:
+    """One value at a time another than the likeliest: the forward is generated else.
 
     Trying all combinations would take time exponential in the number of integers.
     """
-    likeliest = {path: values[0] for path, values in options.items()}
-    yield likeliest
     for path, values in options.items():
         for value in values[1:]:
-            yield {**likeliest, path: value}
+            yield {**_likeliest(options), path: value}
 
 
 def _nodes(value: Any) -> list[fx.Node]:

@@ -148,6 +148,7 @@ def measured_params(model: nn.Module) -> int:
 
 def measured_macs(model: nn.Module, inputs: Tensor) -> int:
     """Count by torch's own counter, in a real run on the first image, attention written out."""
+    model = copy.deepcopy(model).requires_grad_(False)  # the counter stumbles over their views
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(inputs[:1])
     return counter.get_total_flops() // 2

@@ -66,9 +66,10 @@ def group_axis(p: Propagation, node: fx.Node) -> Axis:
     It is the part that leads the input's channels.
     """
     a = arguments(node)
-    groups = a.get("groups", a.get("num_groups"))
-    x, weight = a["input"], a.get("weight")
-    channel = 1 if "num_groups" in a else len(shape(x)) - len(shape(weight)) + 1
+    normalises = "num_groups" in a
+    groups = a["num_groups" if normalises else "groups"]
+    x = a["input"]
+    channel = 1 if normalises else len(shape(x)) - len(shape(a["weight"])) + 1
     axis: Axis = ()
     for factor in p.axes(x)[channel]:
         if axis_size(axis) == groups:

@@ -85,7 +85,7 @@ def _readers(node: fx.Node) -> Iterator[fx.Node]:
 
 def _is_square(node: fx.Node) -> bool:
     if _is(node, "pow"):
-        return node.args[1] == 2
+        return bool(node.args[1] == 2)
     return _is(node, "square") or (_is(node, "mul") and node.args[0] is node.args[1])
 
 

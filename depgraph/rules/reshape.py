@@ -43,7 +43,8 @@ def transpose(p: Propagation, node: fx.Node) -> Axes:
     """Two dimensions change places."""
     a = arguments(node)
     axes = p.axes(a["self"])
-    i, j = (a.get(f"dim{n}", a.get(f"axis{n}")) for n in (0, 1))
+    name = "dim" if "dim0" in a else "axis"
+    i, j = a[f"{name}0"], a[f"{name}1"]
     axes[i], axes[j] = axes[j], axes[i]
     return axes
 

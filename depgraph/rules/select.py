@@ -184,7 +184,7 @@ def embedding(p: Propagation, node: fx.Node) -> Axes:
 def gather(p: Propagation, node: fx.Node) -> Axes:
     """One dimension looked up, by indices of its own for each place in the others."""
     a = arguments(node)
-    x, indices = a["self"], a.get("index", a.get("indices"))
+    x, indices = a["self"], a["index" if "index" in a else "indices"]
     dim = a["dim"] % len(shape(x))
     p.freeze(x, f"{p.label(node)} looks entries up in it", [dim])
     for other in range(len(shape(x))):

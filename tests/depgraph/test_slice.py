@@ -206,14 +206,14 @@ def test_a_generated_forward_refuses_an_argument_it_was_not_made_for() -> None:
 
 
 class _Stubborn(nn.Module):
-    """Checks its own width against a number that no attribute or literal of an op reveals."""
+    """Checks its own width, and takes arguments that no generated forward can name."""
 
     def __init__(self) -> None:
         super().__init__()
         self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 2)
 
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = self.a(x)
+    def forward(self, *inputs: Tensor) -> Tensor:
+        hidden = self.a(inputs[0])
         if hidden.shape[-1] != 6:
             raise ValueError("the width must be six")
         return self.b(hidden)
