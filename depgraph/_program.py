@@ -21,17 +21,31 @@ Program = list[dict[str, Any]]
 
 def require(value: Any, expected: Any, name: str) -> None:
     """Refuse an argument that the generated forward was not made for."""
-    if value is not expected and value != expected:
+    if value is not expected and _listed(value) != _listed(expected):
         raise DepgraphError(
             f"this pruned module was made for {name}={expected!r}; got another value, which needs "
             "pruning again from a trace that passes it"
         )
 
 
+def require_same(first: Any, second: Any, name: str) -> None:
+    """Refuse two arguments that were one tensor when the generated forward was made."""
+    if first is not second:
+        raise DepgraphError(
+            f"this pruned module was made for one tensor as {name}; got two, which needs pruning "
+            "again from a trace that passes two"
+        )
+
+
+def _listed(value: Any) -> Any:
+    return list(map(_listed, value)) if isinstance(value, (tuple, list)) else value
+
+
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "getitem": operator.getitem,
     "mul": operator.mul,
     "require": require,
+    "require_same": require_same,
     "getattr": getattr,
 }
 _NAMED = {
@@ -71,6 +85,8 @@ def encode(value: Any) -> Any:
         return {"node": value.name}
     if isinstance(value, (list, tuple)):
         return [encode(item) for item in value]
+    if isinstance(value, dict):
+        return {"dict": {key: encode(item) for key, item in value.items()}}
     for kind, cls in _NAMED.items():
         if isinstance(value, cls):
             return {kind: str(value).removeprefix("torch.")}
@@ -87,6 +103,8 @@ def _decode(value: Any, nodes: dict[str, fx.Node]) -> Any:
     ((kind, text),) = value.items()
     if kind == "node":
         return nodes[text]
+    if kind == "dict":
+        return {key: _decode(item, nodes) for key, item in text.items()}
     return torch.device(text) if kind == "device" else getattr(torch, text)
 
 
@@ -126,7 +144,7 @@ def _compile(program: Program) -> Callable[..., Any]:
     return forward
 
 
-def programmed_class(base: type[nn.Module], programs: dict[str, Program]) -> type[nn.Module]:
+def programmed_class(base: type[nn.Module], programs: dict[str, Program | None]) -> type[nn.Module]:
     """A subclass of a module's class whose forward is generated.
 
     Parameters
@@ -134,29 +152,38 @@ def programmed_class(base: type[nn.Module], programs: dict[str, Program]) -> typ
     base : type
         Class of the module; its other methods stay.
     programs : dict
-        ``{"eval": program, "train": program}``; the second only where it differs.
+        ``{"eval": program, "train": program}``; one where both are the same. A program of None
+        stands for a mode in which the model could not be traced.
 
     Returns
     -------
     type
     """
-    evaluate = _compile(programs["eval"])
     namespace: dict[str, Any] = {
         "depgraph_programs": programs,
         "__module__": base.__module__,
         "__doc__": f"{base.__name__} with a forward generated for its pruned sizes.",
     }
     if "train" in programs:
-        namespace["_forward_eval"] = evaluate
-        namespace["_forward_train"] = _compile(programs["train"])
+        for mode, program in programs.items():
+            namespace[f"_forward_{mode}"] = _refuse if program is None else _compile(program)
         namespace["forward"] = _by_mode
     else:
-        namespace["forward"] = evaluate
+        evaluate = programs["eval"]
+        namespace["forward"] = _refuse if evaluate is None else _compile(evaluate)
     return type(base.__name__, (base,), namespace)
 
 
 def _by_mode(self: Any, *args: Any, **kwargs: Any) -> Any:
     return (self._forward_train if self.training else self._forward_eval)(*args, **kwargs)
+
+
+def _refuse(self: Any, *args: Any, **kwargs: Any) -> Any:
+    mode = "training" if self.training else "evaluation"
+    raise DepgraphError(
+        f"this pruned {type(self).__name__} has no forward for {mode} mode, in which the original "
+        "model could not be traced; call train() or eval() before"
+    )
 
 
 def original_class(module: nn.Module) -> type[nn.Module]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import operator
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import accumulate
@@ -25,6 +26,10 @@ from torch.utils import _pytree as pytree
 from depgraph._shapes import quick_result
 
 META = torch.device("meta")
+_CPU = torch.device("cpu")
+_READS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.item.default}
+_SMALL = 1 << 16
+"""Elements of a tensor of positions or of a mask that is still worth computing."""
 
 
 @contextmanager
@@ -53,6 +58,8 @@ class ModuleCall:
         What the call took and gave back, with a ``torch.fx.Node`` in place of each traced tensor.
     depth : int
         How many recorded calls this one is nested in.
+    opaque : bool
+        Whether the call gave back something that only looks like this ``output`` (a dataclass).
     """
 
     name: str
@@ -62,6 +69,7 @@ class ModuleCall:
     kwargs: dict[str, Any]
     output: Any
     depth: int
+    opaque: bool
 
 
 class _ListsAsTensors(TorchFunctionMode):
@@ -101,7 +109,8 @@ class Recorder(ProxyTorchDispatchMode):
         self.constants: dict[str, Tensor] = {}
         self.calls: list[ModuleCall] = []
         self._node_of: dict[int, fx.Node] = {}
-        self._created: dict[int, fx.Node] = {}
+        self._made: dict[int, fx.Node] = {}
+        self._known: dict[fx.Node, Tensor] = {}
         self._alive: list[Any] = []  # an id must not be given to a second tensor
         self._stand_ins: dict[int, Tensor] = {}
         self._results: dict[Any, Any] = {}
@@ -176,6 +185,8 @@ class Recorder(ProxyTorchDispatchMode):
         kwargs = kwargs or {}
         if not _is_traced((args, kwargs)) and not _creates(func):
             return func(*args, **kwargs)  # on constants alone: computed for real
+        if func in _READS and self._node(args[0]) in self._known:
+            return func(self._known[self._node(args[0])])
         node_args = self._map(args, self._node)
         node_kwargs = {name: self._map(value, self._node) for name, value in kwargs.items()}
         result = self._run(func, self._map(args, _to_meta), self._map_values(kwargs))
@@ -183,13 +194,35 @@ class Recorder(ProxyTorchDispatchMode):
             return result
         node = self.graph.call_function(func, node_args, node_kwargs)
         self._note(node, result)
-        if _creates(func):  # torch hands out another tensor object on the same storage
-            self._created[result.untyped_storage()._cdata] = node
+        if isinstance(result, Tensor):
+            self._compute(node)
         if isinstance(result, (tuple, list)):
             for i, item in enumerate(result):
                 if isinstance(item, Tensor):
                     self._note(self.graph.call_function(operator.getitem, (node, i)), item)
         return result
+
+    def _compute(self, node: fx.Node) -> None:
+        """Note the value of a small tensor that depends on no input, for branches on it.
+
+        Positions and masks are made of sizes alone, and code looks at them.
+        """
+        func: Any = node.target
+        known = all(operand in self._known for operand in node.all_input_nodes)
+        if func._schema.is_mutable and not known:
+            self._known.clear()  # something known may have been written to
+        random = torch.Tag.nondeterministic_seeded in func.tags
+        if not known or random or node.meta["val"].numel() > _SMALL:
+            return
+
+        def real(value: Any) -> Any:
+            if isinstance(value, fx.Node):
+                return self._known[value]
+            return _CPU if isinstance(value, torch.device) else value
+
+        args = self._map(node.args, real)
+        kwargs = {name: self._map(value, real) for name, value in node.kwargs.items()}
+        self._known[node] = func(*args, **kwargs)
 
     def _map_values(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         return {name: self._map(value, _to_meta) for name, value in kwargs.items()}
@@ -217,12 +250,12 @@ class Recorder(ProxyTorchDispatchMode):
         if not isinstance(value, Tensor):
             return self._device if value == META else value
         if id(value) not in self._node_of and value.is_meta:
-            self._node_of[id(value)] = self._created[value.untyped_storage()._cdata]
+            self._node_of[id(value)] = self._made[value.untyped_storage()._cdata]
             self._alive.append(value)
         elif id(value) not in self._node_of:
             name = f"constant_{len(self.constants)}"
             self.constants[name] = value
-            self._note(self.graph.get_attr(name), value)
+            self._known[self._note(self.graph.get_attr(name), value)] = value
         return self._node_of[id(value)]
 
     def _note(self, node: fx.Node, value: Any) -> fx.Node:
@@ -231,6 +264,8 @@ class Recorder(ProxyTorchDispatchMode):
         self.nodes.append(node)
         if isinstance(value, Tensor):
             self._node_of[id(value)] = node
+            # functions that make tensors hand out another object on the same storage
+            self._made.setdefault(value.untyped_storage()._cdata, node)
         return node
 
     def _enter(self, name: str) -> Callable[..., None]:
@@ -245,7 +280,9 @@ class Recorder(ProxyTorchDispatchMode):
             _, start, (in_args, in_kwargs) = self._stack.pop()
             result = pytree.tree_map(self._traced, plain(output))
             end, depth = len(self.nodes), len(self._stack)
-            self.calls.append(ModuleCall(name, start, end, in_args, in_kwargs, result, depth))
+            opaque = plain(output) is not output and type(output) is not dict
+            call = ModuleCall(name, start, end, in_args, in_kwargs, result, depth, opaque)
+            self.calls.append(call)
 
         return hook
 
@@ -272,7 +309,7 @@ def _result(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 
 def _identifier(name: str) -> str:
-    return name.replace(".", "_")
+    return re.sub(r"\W", "_", name)
 
 
 def _on_meta(tensor: Tensor) -> Tensor:

@@ -109,7 +109,9 @@ class Algebra:
         elif isinstance(f, Concat):
             self._equate(g, f, why)
         elif isinstance(g, Atom):
-            root, child = (f, g) if f.frozen or not g.frozen else (g, f)
+            frozen = (bool(f.frozen), bool(g.frozen))
+            older = f.age < g.age if frozen[0] == frozen[1] else frozen[0]
+            root, child = (f, g) if older else (g, f)
             child.bound = (root,)
         elif f.frozen or f in axis_atoms((g,)):
             self._freeze_both((f,), (g,), why)

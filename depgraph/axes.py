@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import count
 from math import prod
 
 import torch
 from torch import Tensor
+
+_ages = count()
 
 
 @dataclass(eq=False)
@@ -22,11 +25,14 @@ class Atom:
         Why no index of it may be removed; None when they may.
     bound : Axis or None
         What the atom was found to be equal to; None for a root.
+    age : int
+        Grows from atom to atom; of two that are equal the older one stays the root.
     """
 
     size: int
     frozen: str | None = None
     bound: Axis | None = None
+    age: int = field(default_factory=_ages.__next__)
 
     def __repr__(self) -> str:
         return f"<{self.size}{'!' if self.frozen else ''}>"

@@ -7,7 +7,7 @@ the inputs (batch, tokens) are read from the inputs at run time; every other siz
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from operator import getitem, mul
 from typing import Any
@@ -22,6 +22,7 @@ from depgraph._program import (
     original_class,
     programmed_class,
     require,
+    require_same,
     to_program,
 )
 from depgraph.axes import Atom, Axis, axis_atoms, axis_size, kept_indices
@@ -55,8 +56,7 @@ class _Source:
 class Regenerator:
     """Generates forwards for the modules of one model.
 
-    They are read from the trace of the whole model, and from a second one in the other mode. A
-    module that gets one tensor as two arguments is traced by itself, to tell these apart.
+    They are read from the trace of the whole model, and from a second one in the other mode.
     """
 
     def __init__(self, outer: Propagation, kept: Mapping[Atom, Tensor], model: nn.Module) -> None:
@@ -89,21 +89,19 @@ class Regenerator:
         DepgraphError
             When the forward does what a program cannot say.
         """
-        programs: dict[str, Program] = {}
+        programs: dict[str, Program | None] = {}
         for training, mode in ((False, "eval"), (True, "train")):
-            source = self._shared_source(module, call, tensors, training)
-            source = source or self._own_source(module, call, tensors, training)
-            programs[mode] = to_program(_Writer(source, self._kept, module).write())
+            source = self._source(module, call, tensors, training)
+            programs[mode] = (
+                None if source is None else to_program(_Writer(source, self._kept, module).write())
+            )
         if programs["train"] == programs["eval"]:
             del programs["train"]
         return programmed_class(original_class(module), programs)
 
-    def _shared_source(
+    def _source(
         self, module: nn.Module, call: ModuleCall, tensors: Mapping[str, str], training: bool
     ) -> _Source | None:
-        given = _given_nodes(call)
-        if len(set(given)) < len(given):
-            return None
         if training not in self._whole:
             self._whole[training] = self._traced_whole(training)
         p = self._whole[training]
@@ -126,38 +124,14 @@ class Regenerator:
         try:
             traced = trace_forward(copy, *self._outer.trace.example)
         except TraceError:
-            return None  # the module by itself may run in it, and says what is wrong otherwise
-        tensors = self._outer.trace.tensors
-        return self._propagated(traced, {name: tensors[name] for name in traced.tensors})
+            return None  # a generated forward says so when it is called in that mode
+        return self._propagated(traced)
 
-    def _own_source(
-        self, module: nn.Module, call: ModuleCall, tensors: Mapping[str, str], training: bool
-    ) -> _Source:
-        copy = structural_copy(module)
-        copy.train(training)
-        args, kwargs = pytree.tree_map_only(fx.Node, _meta_like, (call.args, call.kwargs))
-        traced = trace_forward(copy, args, kwargs)
-        nodes = self._outer.trace.tensors
-        p = self._propagated(
-            traced,
-            {name: nodes[tensors[name]] for name in traced.tensors},
-            _given_nodes(call),
-        )
-        root = next(c for c in traced.calls if c.depth == 0)
-        names = {node: name for name, node in traced.tensors.items()}
-        return _Source(p, root, names, {name: name for name, _ in module.named_modules()})
-
-    def _propagated(
-        self,
-        traced: Trace,
-        tensors: Mapping[str, fx.Node],
-        inputs: Sequence[fx.Node] | None = None,
-    ) -> Propagation:
+    def _propagated(self, traced: Trace) -> Propagation:
         """A second trace in terms of the atoms of the first."""
-        axes = self._outer.axes
-        given = self._outer.trace.inputs if inputs is None else inputs
-        seeds = dict(zip(traced.inputs, map(axes, given), strict=True))
-        seeds.update((traced.tensors[name], axes(node)) for name, node in tensors.items())
+        axes, outer = self._outer.axes, self._outer.trace
+        seeds = dict(zip(traced.inputs, map(axes, outer.inputs), strict=True))
+        seeds.update((node, axes(outer.tensors[name])) for name, node in traced.tensors.items())
         p = Propagation(traced, seeds)
         p.run(outputs_are_fixed=False)
         if any(atom.frozen or atom.bound for atom in self._kept):
@@ -166,15 +140,6 @@ class Regenerator:
                 "mode; trace the model in training mode to make a plan"
             )
         return p
-
-
-def _given_nodes(call: ModuleCall) -> list[fx.Node]:
-    return [x for x in pytree.tree_leaves((call.args, call.kwargs)) if isinstance(x, fx.Node)]
-
-
-def _meta_like(node: fx.Node) -> Tensor:
-    value = node.meta["val"]
-    return torch.empty(value.shape, dtype=value.dtype, device="meta")
 
 
 class _Writer:
@@ -209,6 +174,8 @@ class _Writer:
             else:
                 self._op(self.trace.nodes[index])
                 index += 1
+        if self.call.opaque:
+            raise DepgraphError(f"{self._where()} returns an object of a class of its own")
         self.graph.output(self._mapped(self.call.output))
         return self.graph
 
@@ -216,34 +183,33 @@ class _Writer:
         signature = inspect.signature(type(self.module).forward)
         names = list(signature.parameters)[1:]
         bound = signature.bind(None, *self.call.args, **self.call.kwargs).arguments
-        checks = []
+        placeholders = []
         for name in names:
             parameter = signature.parameters[name]
-            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-                if bound.get(name):
-                    raise DepgraphError(f"{self._where()} takes '*{name}', which is not supported")
-                continue
             default = parameter.default
             extra = {} if default is parameter.empty else {"default_value": default}
-            placeholder = self.graph.placeholder(name, **extra)
-            value = bound.get(name, default)
-            if any(isinstance(leaf, fx.Node) for leaf in pytree.tree_leaves(value)):
-                self._unpack(placeholder, value)
-            else:
-                checks.append((placeholder, value, name))
-        for placeholder, value, name in checks:
-            self.graph.call_function(require, (placeholder, value, name))
+            star = str(parameter).partition(name)[0]  # "", "*" or "**"
+            placeholder = self.graph.placeholder(star + name, **extra)
+            value = bound.get(name, {} if star == "**" else () if star else default)
+            placeholders.append((placeholder, value, name))
+        for placeholder, value, name in placeholders:
+            self._unpack(placeholder, value, name)
 
-    def _unpack(self, source: fx.Node, value: Any) -> None:
-        """The tensors within an argument, which may be a container of them."""
+    def _unpack(self, source: fx.Node, value: Any, name: str) -> None:
+        """The tensors within an argument, which may be a container of them; the rest must agree."""
         if isinstance(value, fx.Node):
+            if value in self.made:
+                self.graph.call_function(require_same, (self.made[value], source, name))
             self.made[value] = source
             self._note_dynamic(value, source)
             return
+        if not any(isinstance(leaf, fx.Node) for leaf in pytree.tree_leaves(value)):
+            if not isinstance(value, dict) or value:
+                self.graph.call_function(require, (source, value, name))
+            return
         items = value.items() if isinstance(value, dict) else enumerate(value)
         for key, item in items:
-            if any(isinstance(leaf, fx.Node) for leaf in pytree.tree_leaves(item)):
-                self._unpack(self.graph.call_function(getitem, (source, key)), item)
+            self._unpack(self.graph.call_function(getitem, (source, key)), item, name)
 
     def _note_dynamic(self, node: fx.Node, placeholder: fx.Node) -> None:
         for dim, axis in enumerate(self.p.axes(node)):
@@ -257,13 +223,17 @@ class _Writer:
         args = self._mapped(child.args)
         kwargs = self._mapped(child.kwargs)
         result = self.graph.call_module(self.children[child.name], args, kwargs)
-        outputs = child.output if isinstance(child.output, (tuple, list)) else None
-        if outputs is None:
-            self.made[child.output] = result
-            return
-        for i, output in enumerate(outputs):
-            if isinstance(output, fx.Node):
-                self.made[output] = self.graph.call_function(getitem, (result, i))
+        self._take(result, child.output)
+
+    def _take(self, result: fx.Node, output: Any) -> None:
+        """The tensors in what a child returned, which may be a container of them."""
+        if isinstance(output, fx.Node):
+            self.made[output] = result
+        elif isinstance(output, (tuple, list, dict)):
+            items = output.items() if isinstance(output, dict) else enumerate(output)
+            for key, item in items:
+                if any(isinstance(leaf, fx.Node) for leaf in pytree.tree_leaves(item)):
+                    self._take(self.graph.call_function(getitem, (result, key)), item)
 
     def _op(self, node: fx.Node) -> None:
         target: Any = node.target
