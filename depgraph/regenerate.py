@@ -26,7 +26,14 @@ from depgraph._program import (
 )
 from depgraph.axes import Atom, Axis, axis_atoms, axis_size, kept_indices
 from depgraph.errors import DepgraphError
-from depgraph.literals import GROUPED, PARTING, SIZE_ARGUMENTS, literal_axes
+from depgraph.literals import (
+    GROUPED,
+    PARTING,
+    RANGES,
+    SIZE_ARGUMENTS,
+    literal_axes,
+    spelled_sizes,
+)
 from depgraph.propagate import Propagation, arguments, op_name
 from depgraph.rules.convolve import group_axis
 from depgraph.trace import (
@@ -279,7 +286,7 @@ class _Writer:
             kwargs.update(self._scale(node))
         if name in PARTING and self._is_cut(literal_axes(self.p, node)):
             target, args, kwargs = self._with_parts(node)
-        if name in ("aten.slice", "aten.narrow"):
+        if name in RANGES:
             target, args, kwargs = self._with_range(node, target, args, kwargs)
         self.made[node] = self.graph.call_function(target, args, kwargs)
 
@@ -324,11 +331,8 @@ class _Writer:
     def _with_sizes(
         self, node: fx.Node, argument: str, args: Any, kwargs: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]]:
-        given = list(arguments(node)[argument])
-        axes = self.p.axes(node)[-len(given) :] if given else []
-        new = [
-            size if size == -1 else self._size(axis) for size, axis in zip(given, axes, strict=True)
-        ]
+        sizes = spelled_sizes(self.p, node)
+        new = [size if size == -1 else self._size(axis) for axis, size in sizes]
         return _with_argument(node, argument, new, args, kwargs)
 
     def _with_groups(

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 from depgraph.axes import Atom, axis_atoms
 from depgraph.cost import value_shape
 from depgraph.errors import DepgraphError
-from depgraph.literals import PARTING
+from depgraph.literals import PARTING, RANGES
 from depgraph.propagate import arguments, op_name
 from depgraph.trace import TraceError, shape, trace_forward
 
@@ -97,8 +97,9 @@ def _compare(graph: DependencyGraph, old: fx.Node, new: fx.Node, sizes: Mapping[
 
 
 def _kind(node: fx.Node) -> str:
-    """An op's name; one name for all ops that part a dimension, which stand in for each other."""
-    return PARTING[0] if op_name(node) in PARTING else op_name(node)
+    """An op's name; one name for ops that stand in for each other in generated forwards."""
+    name = op_name(node)
+    return next((family[0] for family in (PARTING, RANGES) if name in family), name)
 
 
 def _factors(node: fx.Node) -> list[Any]:
