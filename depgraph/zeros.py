@@ -14,6 +14,7 @@ from torch import fx
 
 from depgraph.axes import Atom, axis_atoms
 from depgraph.propagate import Axes, Propagation, arguments
+from depgraph.rules.contract import einsum_terms
 from depgraph.trace import shape
 
 Vanishes = Callable[[fx.Node], bool]
@@ -53,7 +54,7 @@ def _covered(p: Propagation, node: fx.Node, atom: Atom, by: list[Any]) -> list[b
 @_family(
     # carried along
     *("view", "reshape", "_unsafe_view", "flatten", "unflatten", "unsqueeze", "squeeze"),
-    *("permute", "transpose", "swapaxes", "swapdims", "t", "numpy_T", "mT", "movedim"),
+    *("permute", "transpose", "swapaxes", "swapdims", "t", "numpy_T", "mT", "mH", "movedim"),
     *("expand", "expand_as", "repeat", "tile", "repeat_interleave", "roll", "flip", "tril", "triu"),
     *("cat", "concat", "concatenate", "stack", "split", "split_with_sizes", "chunk", "unbind"),
     *("tensor_split", "slice", "narrow", "select", "index", "index_select", "embedding", "gather"),
@@ -178,6 +179,17 @@ def _matmul(p: Propagation, node: fx.Node, atom: Atom, zero: Vanishes) -> bool:
     """Rows come from the left factor, columns from the right one, the rest from either."""
     left, right = node.args[:2]
     return _of_factors(p, node, atom, zero, left, right)
+
+
+@_family("einsum")
+def _einsum(p: Propagation, node: fx.Node, atom: Atom, zero: Vanishes) -> bool:
+    terms, tensors, letters = einsum_terms(node)
+    factors = [(term, x) for term, x in zip(terms, tensors, strict=True) if zero(x)]
+    return all(
+        any(term.index(letters[dim]) in _dims(p.axes(x), atom) for term, x in factors
+            if letters[dim] in term)
+        for dim in _dims(p.axes(node), atom)
+    )
 
 
 @_family("scaled_dot_product_attention")
