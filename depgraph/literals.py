@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from torch import fx
+from collections.abc import Mapping
 
-from depgraph.axes import Axis, same
+from torch import Tensor, fx
+
+from depgraph.axes import Atom, Axis, kept_indices, same
 from depgraph.propagate import Propagation, arguments, op_name
 from depgraph.rules.convolve import group_axis
 from depgraph.trace import shape
@@ -100,3 +102,34 @@ def spelled_sizes(p: Propagation, node: fx.Node) -> list[tuple[Axis, int]]:
     if name == "aten.unflatten":
         first = arguments(node)["dim"] % (rank - len(given) + 1)
     return list(zip(p.axes(node)[first : first + len(given)], given, strict=True))
+
+
+def range_of(node: fx.Node) -> tuple[int, int, int]:
+    """First index, number of indices and step of a call of one of the `RANGES`."""
+    a = arguments(node)
+    size = shape(a["self"])[a["dim"]]
+    start = a.get("start") or 0
+    start = min(max(start + size, 0) if start < 0 else start, size)
+    return start, shape(node)[a["dim"]], a.get("step", 1)
+
+
+def kept_range(p: Propagation, node: fx.Node, kept: Mapping[Atom, Tensor]) -> tuple[int, int, int]:
+    """Start, end and step of the range that is left of a range when atoms keep these units.
+
+    Parameters
+    ----------
+    p : Propagation
+    node : fx.Node
+        A call of one of the `RANGES`.
+    kept : mapping of Atom to LongTensor
+
+    Returns
+    -------
+    start, end, step : int
+    """
+    a = arguments(node)
+    indices = kept_indices(p.axes(a["self"])[a["dim"]], kept)
+    start, length, step = range_of(node)
+    if step != 1:  # every index of a leading factor has all of its neighbours
+        return start, len(indices), step
+    return int((indices < start).sum()), int((indices < start + length).sum()), 1

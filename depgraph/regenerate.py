@@ -24,13 +24,14 @@ from depgraph._program import (
     require,
     to_program,
 )
-from depgraph.axes import Atom, Axis, axis_atoms, axis_size, kept_indices
+from depgraph.axes import Atom, Axis, axis_atoms, axis_size
 from depgraph.errors import DepgraphError
 from depgraph.literals import (
     GROUPED,
     PARTING,
     RANGES,
     SIZE_ARGUMENTS,
+    kept_range,
     literal_axes,
     spelled_sizes,
 )
@@ -309,16 +310,10 @@ class _Writer:
     ) -> tuple[Any, Any, dict[str, Any]]:
         """A range of a pruned dimension: what is kept before its start, and before its end."""
         a = arguments(node)
-        axis = self.p.axes(a["self"])[a["dim"]]
-        if not self._is_cut([axis]):
+        if not self._is_cut([self.p.axes(a["self"])[a["dim"]]]):
             return target, args, kwargs
-        size = axis_size(axis)
-        start = min((a.get("start") or 0) % (size + 1), size)
-        indices = kept_indices(axis, self.kept)
-        first = int((indices < start).sum())
-        last = int((indices < start + shape(node)[a["dim"]]).sum())
         part = torch.ops.aten.slice.Tensor
-        return part, (self._node(a["self"]), a["dim"], first, last), {}
+        return part, (self._node(a["self"]), a["dim"], *kept_range(self.p, node, self.kept)), {}
 
     def _scale(self, node: fx.Node) -> dict[str, float]:
         """The temperature of the original width, where the op would take that of the new one."""

@@ -67,8 +67,8 @@ def _covered(p: Propagation, node: fx.Node, atom: Atom, by: list[Any]) -> list[b
     *("glu", "prelu", "dropout", "feature_dropout", "zeros_like"),
     # of nothing but zeros
     *("sum", "nansum", "mean", "amax", "amin", "var", "std", "norm", "linalg_vector_norm"),
-    *("cumsum", "avg_pool1d", "avg_pool2d", "avg_pool3d", "max_pool1d", "max_pool2d", "max_pool3d"),
-    *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "max_pool2d_with_indices"),
+    *("cumsum", "avg_pool1d", "avg_pool2d", "avg_pool3d", "max_pool1d", "max_pool2d"),
+    *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_max_pool2d"),
     *("upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d"),
 )  # fmt: skip
 def _kept(p: Propagation, node: fx.Node, atom: Atom, zero: Vanishes) -> bool:
@@ -186,8 +186,11 @@ def _einsum(p: Propagation, node: fx.Node, atom: Atom, zero: Vanishes) -> bool:
     terms, tensors, letters = einsum_terms(node)
     factors = [(term, x) for term, x in zip(terms, tensors, strict=True) if zero(x)]
     return all(
-        any(term.index(letters[dim]) in _dims(p.axes(x), atom) for term, x in factors
-            if letters[dim] in term)
+        any(
+            term.index(letters[dim]) in _dims(p.axes(x), atom)
+            for term, x in factors
+            if letters[dim] in term
+        )
         for dim in _dims(p.axes(node), atom)
     )
 

@@ -58,22 +58,20 @@ def _project(b: Block, shape: Shape, heads: int, dim: int, kv_heads: int, value_
 
 
 def _norms(b: Block, dim: int) -> None:
-    kind = b.pick("none", "none", "module", "rms", "normalize", "functional")
-    if kind == "none":
-        return
-    for name in "qk":
-        code = {
-            "module": lambda: f"{b.module(f'nn.LayerNorm({dim})')}({name})",
-            "rms": lambda: f"{b.module(f'nn.RMSNorm({dim})')}({name})",
-            "normalize": lambda: f"F.normalize({name}, dim=-1)",
-            "functional": lambda: f"F.layer_norm({name}, ({b.size(dim)},))",
-        }[kind]()
+    norm = b.pick(
+        None,
+        None,
+        f"nn.LayerNorm({dim})",
+        f"nn.RMSNorm({dim})",
+        "F.normalize({}, dim=-1)",
+        f"F.layer_norm({{}}, ({dim},))",
+    )
+    for name in "qk" if norm else "":
+        code = norm.format(name) if "{}" in norm else f"{b.module(norm)}({name})"
         b.line(f"{name} = {code}")
 
 
-def _share_keys(
-    b: Block, shape: Shape, heads: int, groups: int, dim: int, value_dim: int
-) -> None:
+def _share_keys(b: Block, shape: Shape, heads: int, groups: int, dim: int, value_dim: int) -> None:
     """Each key and value head serves several query heads."""
     tokens = shape[0]
     way = b.pick("repeat_interleave", "expand")

@@ -69,8 +69,10 @@ def excite(b: Block, shape: Shape) -> Shape:
     hidden = b.pick(8, 12)
     way = b.pick("conv", "linear")
     if way == "conv":
-        one, two = (b.module(f"nn.Conv2d({i}, {o}, 1)") for i, o in ((width, hidden), (hidden, width)))
-        b.line(f"g = {one}({b.pick('F.adaptive_avg_pool2d(x, 1)', 'x.mean((2, 3), keepdim=True)')})")
+        one = b.module(f"nn.Conv2d({width}, {hidden}, 1)")
+        two = b.module(f"nn.Conv2d({hidden}, {width}, 1)")
+        pooled = b.pick("F.adaptive_avg_pool2d(x, 1)", "x.mean((2, 3), keepdim=True)")
+        b.line(f"g = {one}({pooled})")
         b.line(f"g = {two}({b.activation('g')})")
     else:
         b.line(f"g = {b.linear(width, hidden)}(x.mean((2, 3)))")

@@ -89,7 +89,8 @@ def squeeze(b: Block, shape: Shape) -> Shape:
     summary = b.pick("x.mean(1)", "x.sum(1)", "x.amax(1)", "x[:, 0]")
     b.line(f"g = {b.linear(width, hidden)}({summary})")
     b.line(f"g = {b.linear(hidden, width)}({b.activation('g')})")
-    b.line(f"x = x * {b.pick('g.sigmoid()', 'F.hardsigmoid(g)', 'torch.exp(-g.square())')}[:, None]")
+    gate = b.pick("g.sigmoid()", "F.hardsigmoid(g)", "torch.exp(-g.square())")
+    b.line(f"x = x * {gate}[:, None]")
     return shape
 
 
@@ -156,7 +157,7 @@ def joined(b: Block, shape: Shape) -> Shape:
 
 def parted(b: Block, shape: Shape) -> Shape:
     """Parts of a dimension that go their own ways, perhaps to be joined again."""
-    tokens, width = shape
+    _, width = shape
     hidden = b.pick(12, 16, 24)
     cut = b.pick(hidden // 2, hidden // 4, 5)
     b.line(f"x = {b.linear(width, hidden)}(x)")

@@ -1,7 +1,7 @@
 """Writes the source of one block of a random network, each choice drawn from a seeded generator.
 
-Source rather than objects: a failing network is printed as the code that builds it, and sizes can be
-spelled as literals, attributes or expressions, as people write them.
+Source rather than objects: a failing network is printed as the code that builds it, and sizes can
+be spelled as literals, attributes or expressions, as people write them.
 """
 
 from __future__ import annotations
