@@ -55,7 +55,7 @@ def _covered(p: Propagation, node: fx.Node, atom: Atom, by: list[Any]) -> list[b
     # carried along
     *("view", "reshape", "_unsafe_view", "flatten", "unflatten", "unsqueeze", "squeeze"),
     *("permute", "transpose", "swapaxes", "swapdims", "t", "numpy_T", "mT", "mH", "movedim"),
-    *("expand", "expand_as", "repeat", "tile", "repeat_interleave", "roll", "flip", "tril", "triu"),
+    *("repeat", "tile", "repeat_interleave", "roll", "flip", "tril", "triu"),
     *("cat", "concat", "concatenate", "stack", "split", "split_with_sizes", "chunk", "unbind"),
     *("tensor_split", "slice", "narrow", "select", "index", "index_select", "embedding", "gather"),
     *("constant_pad_nd", "clone", "contiguous", "detach", "alias", "lift_fresh", "_to_copy"),
@@ -72,7 +72,15 @@ def _covered(p: Propagation, node: fx.Node, atom: Atom, by: list[Any]) -> list[b
     *("upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d"),
 )  # fmt: skip
 def _kept(p: Propagation, node: fx.Node, atom: Atom, zero: Vanishes) -> bool:
-    return all(zero(x) for x in node.all_input_nodes if carries(p, x, atom))
+    sources = [x for x in node.all_input_nodes if carries(p, x, atom)]
+    return bool(sources) and all(map(zero, sources))
+
+
+@_family("expand", "expand_as")
+def _stretched(p: Propagation, node: fx.Node, atom: Atom, zero: Vanishes) -> bool:
+    """Copies of one entry are no zeros, whatever they meet later."""
+    x = node.all_input_nodes[0]
+    return zero(x) and all(_covered(p, node, atom, [x]))
 
 
 FAMILIES[operator.getitem.__name__] = _kept

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,10 @@ from tests.reference import (
 
 TOLERANCE = 1e-9
 """Largest relative difference of two float64 computations that are the same."""
+
+
+PLANS_WHEN_SHRINKING = 5
+"""A smaller network may need another plan to fail."""
 
 
 class Failure(Exception):
@@ -65,7 +69,12 @@ def try_network(network: Network, seed: int = 0) -> Outcome:
         Saying what does not hold.
     """
     model = randomise(network.build()).double()
-    return try_model(model, network.example(2), network.example(3), seed)
+    try:
+        return try_model(model, network.example(2), network.example(3), seed)
+    except Failure:
+        raise
+    except Exception as error:  # an engine that crashes has failed, too
+        raise Failure(f"{type(error).__name__}: {error}") from error
 
 
 @torch.no_grad()
@@ -134,3 +143,33 @@ def _difference(
 def _demand(holds: bool, otherwise: str) -> None:
     if not holds:
         raise Failure(otherwise)
+
+
+def why_it_fails(network: Network, seed: int) -> str | None:
+    """What does not hold of a network under a plan; None when all does."""
+    try:
+        try_network(network, seed)
+    except Failure as failure:
+        return str(failure)
+    return None
+
+
+def shrink(network: Network, seed: int) -> tuple[Network, int]:
+    """Leave out blocks as long as the network still fails under some plan.
+
+    Parameters
+    ----------
+    network : Network
+        Fails under the plan of ``seed``.
+    seed : int
+
+    Returns
+    -------
+    network, seed : Network, int
+    """
+    for i in range(len(network.blocks)):
+        smaller = replace(network, blocks=network.blocks[:i] + network.blocks[i + 1 :])
+        for other in range(seed, seed + PLANS_WHEN_SHRINKING):
+            if why_it_fails(smaller, other) is not None:
+                return shrink(smaller, other)
+    return network, seed

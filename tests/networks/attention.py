@@ -59,8 +59,8 @@ def _project(b: Block, shape: Shape, heads: int, dim: int, kv_heads: int, value_
 
 def _norms(b: Block, dim: int) -> None:
     norm = b.pick(
-        None,
-        None,
+        "",
+        "",
         f"nn.LayerNorm({dim})",
         f"nn.RMSNorm({dim})",
         "F.normalize({}, dim=-1)",

@@ -75,7 +75,9 @@ def norm(b: Block, shape: Shape) -> Shape:
         lambda: f"{b.module(f'nn.GroupNorm({groups}, {width})')}(x.mT).mT",
         lambda: f"F.normalize(x, dim=-1) * {b.parameter(width)}",
         lambda: "x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5)",
-        lambda: "(x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True) + 1e-5).sqrt()",
+        lambda: (
+            "(x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()"
+        ),
         lambda: f"{b.module(f'nn.LayerNorm([{tokens}, {width}])')}(x)",
     )
     b.line(f"x = {code()}")
