@@ -22,6 +22,7 @@ from depgraph.groups import Group, find_groups
 from depgraph.plan import Plan, axis_spec, check_units
 from depgraph.propagate import Propagation
 from depgraph.trace import Trace, shape, trace_forward
+from depgraph.vanish import freeze_mixed_sums
 
 
 class DependencyGraph:
@@ -41,6 +42,7 @@ class DependencyGraph:
         self.traced = traced
         self.propagation = Propagation(traced)
         self.propagation.run()
+        freeze_mixed_sums(self.propagation)
         self.groups: tuple[Group, ...] = find_groups(self.propagation)
         self._by_name = {group.name: group for group in self.groups}
         self._terms = mac_terms(self.propagation)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from torch import fx
+from collections.abc import Mapping
 
-from depgraph.axes import Axis, same
+from torch import Tensor, fx
+
+from depgraph.axes import Atom, Axis, kept_indices, same
 from depgraph.propagate import Propagation, arguments, op_name
 from depgraph.rules.convolve import group_axis
+from depgraph.trace import shape
 
 SIZE_ARGUMENTS = {
     "aten.view": "size",
@@ -22,9 +25,12 @@ SIZE_ARGUMENTS = {
     "aten.new_ones": "size",
     "aten.new_full": "size",
     "aten.new_empty": "size",
+    "aten.randn": "size",
     "aten.layer_norm": "normalized_shape",
+    "aten.rms_norm": "normalized_shape",
+    "aten.unflatten": "sizes",
 }
-"""Argument that spells out trailing dimensions of an op's result."""
+"""Argument that spells out dimensions of an op's result, the trailing ones where no other."""
 
 GROUPED = {
     "aten.conv1d": "groups",
@@ -37,6 +43,9 @@ GROUPED = {
     "aten.group_norm": "num_groups",
 }
 """Argument that counts the groups which lead an op's channels."""
+
+RANGES = ("aten.slice", "aten.narrow")
+"""Ops that take a range of a dimension; a generated forward uses the first for both."""
 
 PARTING = ("aten.split", "aten.split_with_sizes", "aten.chunk", "aten.tensor_split")
 """Ops that part a dimension; a generated forward uses the second for them all."""
@@ -57,9 +66,7 @@ def literal_axes(p: Propagation, node: fx.Node) -> list[Axis]:
     """
     name = op_name(node)
     if name in SIZE_ARGUMENTS:
-        given = arguments(node)[SIZE_ARGUMENTS[name]]
-        axes = p.axes(node)[-len(given) :] if given else []
-        return [axis for axis, size in zip(axes, given, strict=True) if size != -1]
+        return [axis for axis, size in spelled_sizes(p, node) if size != -1]
     if name in GROUPED:
         axis = group_axis(p, node)
         return [axis] if axis else []
@@ -69,6 +76,60 @@ def literal_axes(p: Propagation, node: fx.Node) -> list[Axis]:
         # Equal parts stay equal whatever is removed: "into three" is no size.
         alike = all(same(part, parts[0]) for part in parts)
         return [] if alike and name in ("aten.chunk", "aten.tensor_split") else parts
-    if name in ("aten.slice", "aten.narrow"):
+    if name in RANGES:
         return [p.axes(node)[arguments(node)["dim"]]]
     return []
+
+
+def spelled_sizes(p: Propagation, node: fx.Node) -> list[tuple[Axis, int]]:
+    """The numbers in the size argument of a call, each with the axis that it sizes.
+
+    Parameters
+    ----------
+    p : Propagation
+    node : fx.Node
+        A call of one of the ops in `SIZE_ARGUMENTS`.
+
+    Returns
+    -------
+    list of (Axis, int)
+        A number is -1 where the call leaves it open.
+    """
+    name = op_name(node)
+    given = arguments(node)[SIZE_ARGUMENTS[name]]
+    rank = len(shape(node))
+    first = rank - len(given)
+    if name == "aten.unflatten":
+        first = arguments(node)["dim"] % (rank - len(given) + 1)
+    return list(zip(p.axes(node)[first : first + len(given)], given, strict=True))
+
+
+def range_of(node: fx.Node) -> tuple[int, int, int]:
+    """First index, number of indices and step of a call of one of the `RANGES`."""
+    a = arguments(node)
+    size = shape(a["self"])[a["dim"]]
+    start = a.get("start") or 0
+    start = min(max(start + size, 0) if start < 0 else start, size)
+    return start, shape(node)[a["dim"]], a.get("step", 1)
+
+
+def kept_range(p: Propagation, node: fx.Node, kept: Mapping[Atom, Tensor]) -> tuple[int, int, int]:
+    """Start, end and step of the range that is left of a range when atoms keep these units.
+
+    Parameters
+    ----------
+    p : Propagation
+    node : fx.Node
+        A call of one of the `RANGES`.
+    kept : mapping of Atom to LongTensor
+
+    Returns
+    -------
+    start, end, step : int
+    """
+    a = arguments(node)
+    indices = kept_indices(p.axes(a["self"])[a["dim"]], kept)
+    start, length, step = range_of(node)
+    if step != 1:  # every index of a leading factor has all of its neighbours
+        return start, len(indices), step
+    return int((indices < start).sum()), int((indices < start + length).sum()), 1

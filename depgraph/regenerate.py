@@ -25,9 +25,17 @@ from depgraph._program import (
     require_same,
     to_program,
 )
-from depgraph.axes import Atom, Axis, axis_atoms, axis_size, kept_indices
+from depgraph.axes import Atom, Axis, axis_atoms, axis_size
 from depgraph.errors import DepgraphError
-from depgraph.literals import GROUPED, PARTING, SIZE_ARGUMENTS, literal_axes
+from depgraph.literals import (
+    GROUPED,
+    PARTING,
+    RANGES,
+    SIZE_ARGUMENTS,
+    kept_range,
+    literal_axes,
+    spelled_sizes,
+)
 from depgraph.propagate import Propagation, arguments, op_name
 from depgraph.rules.convolve import group_axis
 from depgraph.trace import (
@@ -249,7 +257,7 @@ class _Writer:
             kwargs.update(self._scale(node))
         if name in PARTING and self._is_cut(literal_axes(self.p, node)):
             target, args, kwargs = self._with_parts(node)
-        if name in ("aten.slice", "aten.narrow"):
+        if name in RANGES:
             target, args, kwargs = self._with_range(node, target, args, kwargs)
         self.made[node] = self.graph.call_function(target, args, kwargs)
 
@@ -272,16 +280,10 @@ class _Writer:
     ) -> tuple[Any, Any, dict[str, Any]]:
         """A range of a pruned dimension: what is kept before its start, and before its end."""
         a = arguments(node)
-        axis = self.p.axes(a["self"])[a["dim"]]
-        if not self._is_cut([axis]):
+        if not self._is_cut([self.p.axes(a["self"])[a["dim"]]]):
             return target, args, kwargs
-        size = axis_size(axis)
-        start = min((a.get("start") or 0) % (size + 1), size)
-        indices = kept_indices(axis, self.kept)
-        first = int((indices < start).sum())
-        last = int((indices < start + shape(node)[a["dim"]]).sum())
         part = torch.ops.aten.slice.Tensor
-        return part, (self._node(a["self"]), a["dim"], first, last), {}
+        return part, (self._node(a["self"]), a["dim"], *kept_range(self.p, node, self.kept)), {}
 
     def _scale(self, node: fx.Node) -> dict[str, float]:
         """The temperature of the original width, where the op would take that of the new one."""
@@ -294,11 +296,8 @@ class _Writer:
     def _with_sizes(
         self, node: fx.Node, argument: str, args: Any, kwargs: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]]:
-        given = list(arguments(node)[argument])
-        axes = self.p.axes(node)[-len(given) :] if given else []
-        new = [
-            size if size == -1 else self._size(axis) for size, axis in zip(given, axes, strict=True)
-        ]
+        sizes = spelled_sizes(self.p, node)
+        new = [size if size == -1 else self._size(axis) for axis, size in sizes]
         return _with_argument(node, argument, new, args, kwargs)
 
     def _with_groups(

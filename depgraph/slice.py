@@ -93,7 +93,7 @@ def _remember(plan: Plan, small: nn.Module) -> None:
 def _mismatch(slicer: _Slicer, small: nn.Module) -> Mismatch | None:
     """What the verifying trace finds wrong; None when all agrees."""
     try:
-        verify(slicer.graph, small, slicer.sizes)
+        verify(slicer.graph, small, slicer.kept)
     except Mismatch as mismatch:
         return mismatch
     return None

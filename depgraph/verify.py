@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from torch import fx, nn
-from torch.utils import _pytree as pytree
+from torch import Tensor, fx, nn
 
-from depgraph.axes import Atom, axis_atoms
+from depgraph.axes import Atom, axis_atoms, axis_size
 from depgraph.cost import value_shape
 from depgraph.errors import DepgraphError
-from depgraph.literals import PARTING
-from depgraph.propagate import arguments, op_name
+from depgraph.literals import GROUPED, PARTING, RANGES, SIZE_ARGUMENTS, kept_range, range_of
+from depgraph.propagate import Propagation, arguments, op_name
+from depgraph.rules.convolve import group_axis
 from depgraph.trace import TraceError, shape, trace_forward
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class Mismatch(DepgraphError):
         self.module = module
 
 
-def verify(graph: DependencyGraph, small: nn.Module, sizes: Mapping[Atom, int]) -> None:
+def verify(graph: DependencyGraph, small: nn.Module, kept: Mapping[Atom, Tensor]) -> None:
     """Prove that a sliced model runs the ops of the original at the predicted shapes.
 
     Parameters
@@ -36,14 +36,15 @@ def verify(graph: DependencyGraph, small: nn.Module, sizes: Mapping[Atom, int]) 
         Of the original.
     small : nn.Module
         The sliced model.
-    sizes : mapping of Atom to int
-        Units left of each pruned atom.
+    kept : mapping of Atom to LongTensor
+        Units kept of each pruned atom.
 
     Raises
     ------
     Mismatch
-        Naming the module and the groups, when an op, a shape or a factor differs.
+        Naming the module and the groups, when an op, a shape or a number differs.
     """
+    sizes = {atom: len(units) for atom, units in kept.items()}
     args, kwargs = graph.traced.example
     modes = {name: module.training for name, module in small.named_modules()}
     for name, module in small.named_modules():
@@ -58,7 +59,7 @@ def verify(graph: DependencyGraph, small: nn.Module, sizes: Mapping[Atom, int]) 
     before = [node for node in graph.traced.nodes if node.op == "call_function"]
     after = [node for node in again.nodes if node.op == "call_function"]
     for old, new in zip(before, after, strict=False):
-        _compare(graph, old, new, sizes)
+        _compare(graph, old, new, kept)
     if len(before) != len(after):
         raise Mismatch(
             "",
@@ -73,12 +74,16 @@ def verify(graph: DependencyGraph, small: nn.Module, sizes: Mapping[Atom, int]) 
             )
 
 
-def _compare(graph: DependencyGraph, old: fx.Node, new: fx.Node, sizes: Mapping[Atom, int]) -> None:
-    expected = value_shape(graph.propagation, old, sizes)
+def _compare(
+    graph: DependencyGraph, old: fx.Node, new: fx.Node, kept: Mapping[Atom, Tensor]
+) -> None:
+    p = graph.propagation
+    sizes = {atom: len(units) for atom, units in kept.items()}
+    expected = value_shape(p, old, sizes)
     module = graph.traced.owner.get(old, "")
     if _kind(old) == _kind(new) and shape(new) == expected:
-        if _factors(old) != _factors(new):
-            raise Mismatch(module, f"module '{module}' computes a factor from a pruned size")
+        if not _same_numbers(p, old, new, kept):
+            raise Mismatch(module, f"module '{module}' computes a number from a pruned size")
         return
     pruned = {group._atom: group.name for group in graph.prunable if group._atom in sizes}
     touched = {
@@ -97,14 +102,60 @@ def _compare(graph: DependencyGraph, old: fx.Node, new: fx.Node, sizes: Mapping[
 
 
 def _kind(node: fx.Node) -> str:
-    """An op's name; one name for all ops that part a dimension, which stand in for each other."""
-    return PARTING[0] if op_name(node) in PARTING else op_name(node)
+    """An op's name; one name for ops that stand in for each other in generated forwards."""
+    name = op_name(node)
+    return next((family[0] for family in (PARTING, RANGES) if name in family), name)
 
 
-def _factors(node: fx.Node) -> list[Any]:
-    """Floating-point arguments; the default scale of a fused attention counts as one."""
-    if op_name(node) == "aten.scaled_dot_product_attention":
-        a = arguments(node)
-        scale = a["scale"] if a["scale"] is not None else shape(a["query"])[-1] ** -0.5
-        return [round(scale, 9), a["dropout_p"]]
-    return [x for x in pytree.tree_leaves((node.args, node.kwargs)) if isinstance(x, float)]
+def _same_numbers(p: Propagation, old: fx.Node, new: fx.Node, kept: Mapping[Atom, Tensor]) -> bool:
+    """Whether numbers that no shape shows are those of the original, or those that the plan makes.
+
+    A temperature by width, where a range starts, how many groups a convolution has, an axis's
+    number that happens to equal a pruned size.
+    """
+    name = op_name(old)
+    if name in RANGES and p.axes(old.args[0]):
+        start, _, step = kept_range(p, old, kept)
+        found = range_of(new)
+        if (start, step) != (found[0], found[2]) and shape(new)[arguments(new)["dim"]] > 0:
+            return False
+    if name in GROUPED:
+        axis = group_axis(p, old)
+        sizes = {atom: len(units) for atom, units in kept.items()}
+        groups = axis_size(axis, sizes) if axis else arguments(old)[GROUPED[name]]
+        if arguments(new)[GROUPED[name]] != groups:
+            return False
+    if _plain((old.args, old.kwargs)) == _plain((new.args, new.kwargs)):
+        return name != _ATTENTION or _temperature(old) == _temperature(new)
+    return _numbers(old) == _numbers(new)
+
+
+_ATTENTION = "aten.scaled_dot_product_attention"
+
+
+def _plain(value: Any) -> Any:
+    """An argument without its tensors."""
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return None if isinstance(value, fx.Node) else value
+
+
+def _numbers(node: fx.Node) -> list[Any]:
+    """Arguments that are no tensors, without sizes, which the shape of the result tells."""
+    name = op_name(node)
+    a = arguments(node)
+    if name in RANGES or name in PARTING:
+        return [a["dim"]]
+    if name == _ATTENTION:
+        return [_temperature(node), a["dropout_p"], a["is_causal"]]
+    sizes = (SIZE_ARGUMENTS.get(name), GROUPED.get(name), "device")
+    return [_plain(value) for key, value in a.items() if key not in sizes]
+
+
+def _temperature(node: fx.Node) -> float:
+    """The scale of a fused attention, given or by default."""
+    a = arguments(node)
+    scale = a["scale"] if a["scale"] is not None else shape(a["query"])[-1] ** -0.5
+    return round(scale, 9)

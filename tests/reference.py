@@ -5,15 +5,18 @@ norm over a pruned dim take its statistics over the kept channels; the model kee
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from depgraph import DependencyGraph, Plan
+from depgraph.axes import kept_indices
+from depgraph.propagate import op_name
 
 
 class KeptNorm(nn.Module):
@@ -58,6 +61,16 @@ def masked(model: nn.Module, plan: Plan) -> nn.Module:
     nn.Module
         Of the original's shapes. Its output is what the sliced model must give.
     """
+    model = switched_off(model, plan)
+    for name, module in list(model.named_modules()):
+        channels = plan.kept.get(f"{name}.weight", {}).get(0)
+        if channels is not None and hasattr(module, "normalized_shape"):
+            model.set_submodule(name, KeptNorm(module, channels))
+    return model
+
+
+def switched_off(model: nn.Module, plan: Plan) -> nn.Module:
+    """Copy a model and set to zero in the copy what a plan removes; norms stay as they are."""
     model = copy.deepcopy(model)
     for tensors, kept in (
         (dict(model.named_parameters()), plan.kept),
@@ -66,11 +79,108 @@ def masked(model: nn.Module, plan: Plan) -> nn.Module:
         for name, dims in kept.items():
             for dim, indices in dims.items():
                 _zero_all_but(tensors[name], dim, indices)
-    for name, module in list(model.named_modules()):
-        channels = plan.kept.get(f"{name}.weight", {}).get(0)
-        if channels is not None and hasattr(module, "normalized_shape"):
-            model.set_submodule(name, KeptNorm(module, channels))
     return model
+
+
+@torch.no_grad()
+def masked_output(model: nn.Module, graph: DependencyGraph, plan: Plan, inputs: Tensor) -> Tensor:
+    """Run the original with the removed units off, any kind of norm over what is kept.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Stays as it is.
+    graph : DependencyGraph
+        Of the model; says which channels a norm without parameters of its own sees.
+    plan : Plan
+    inputs : Tensor
+
+    Returns
+    -------
+    Tensor
+    """
+    with KeptStatistics(graph, plan):
+        output: Tensor = switched_off(model, plan)(inputs)
+    return output
+
+
+class KeptStatistics(TorchFunctionMode):
+    """Norms, means and variances inside run over kept channels; norms give zero elsewhere.
+
+    Calls are matched with the ops of the trace by their order.
+    """
+
+    def __init__(self, graph: DependencyGraph, plan: Plan) -> None:
+        super().__init__()
+        kept = graph.kept_atoms(plan)
+        self._calls: Iterator[tuple[str, list[Tensor]]] = (
+            (
+                op_name(node).removeprefix("aten."),
+                [kept_indices(axis, kept) for axis in graph.propagation.axes(node.args[0])],
+            )
+            for node in graph.traced.nodes
+            if node.op == "call_function" and op_name(node).removeprefix("aten.") in _OVER_KEPT
+        )
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        if name not in _OVER_KEPT:
+            return func(*args, **(kwargs or {}))
+        traced, kept = next(self._calls)
+        assert traced == name, f"the run takes {name} where the trace has {traced}"
+        return _OVER_KEPT[name](func, kept, *args, **(kwargs or {}))
+
+
+def _layer_norm(
+    func: Any, kept: list[Tensor], x: Tensor, normalized: Any, *affine: Any, **options: Any
+) -> Tensor:
+    first = x.ndim - len(normalized)
+    kept = [torch.arange(size) for size in x.shape[:first]] + kept[first:]
+    names = ("weight", "bias") if func.__name__ == "layer_norm" else ("weight",)
+    options = {**dict(zip(names, affine, strict=False)), **options}
+    for key in names:
+        if options.get(key) is not None:
+            options[key] = options[key][torch.meshgrid(*kept[first:], indexing="ij")]
+    places = torch.meshgrid(*kept, indexing="ij")
+    small = x[places]
+    return torch.zeros_like(x).index_put(places, func(small, small.shape[first:], **options))
+
+
+def _group_norm(
+    func: Any,
+    kept: list[Tensor],
+    x: Tensor,
+    groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    out = torch.zeros_like(x)
+    for channels in torch.arange(x.shape[1]).chunk(groups):
+        own = kept[1][torch.isin(kept[1], channels)]
+        if len(own):
+            affine = (None if tensor is None else tensor[own] for tensor in (weight, bias))
+            out[:, own] = func(x[:, own], 1, *affine, eps)
+    return out
+
+
+def _statistic(func: Any, kept: list[Tensor], x: Tensor, dim: Any = None, **options: Any) -> Tensor:
+    dims = range(x.ndim) if dim is None else [dim] if isinstance(dim, int) else dim
+    for reduced in dims:
+        x = x.index_select(reduced, kept[reduced])
+    result: Tensor = func(x, list(dims), **options)
+    return result
+
+
+_OVER_KEPT: dict[str, Callable[..., Tensor]] = {
+    "layer_norm": _layer_norm,
+    "rms_norm": _layer_norm,
+    "group_norm": _group_norm,
+    "mean": _statistic,
+    "var": _statistic,
+}
 
 
 @torch.no_grad()
@@ -92,7 +202,9 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
         if not tensor.is_floating_point():
             continue
         noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
-        if name.endswith("weight") and tensor.ndim > 1:
+        if name.endswith("running_var"):
+            values = 0.5 + noise.square()
+        elif name.endswith("weight") and tensor.ndim > 1:
             values = noise * tensor[0].numel() ** -0.5
         elif name.endswith("weight"):
             values = 1 + 0.3 * noise

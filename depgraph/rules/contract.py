@@ -51,19 +51,19 @@ def baddbmm(p: Propagation, node: fx.Node) -> Axes:
 def einsum(p: Propagation, node: fx.Node) -> Axes:
     """Dimensions with the same letter are the same; a letter that is not kept is summed over."""
     place = einsum_places(node)
-    for term, tensor in zip(*_terms(node), strict=True):
+    terms, tensors, kept = einsum_terms(node)
+    for term, tensor in zip(terms, tensors, strict=True):
         for dim, letter in enumerate(term):
             if shape(tensor)[dim] == shape(place[letter][0])[place[letter][1]]:  # not stretched
                 p.join(node, place[letter], (tensor, dim))
-    out = str(node.args[0]).replace(" ", "").partition("->")
-    names = _letters(out[2], len(shape(node))) if out[1] else _implicit(_terms(node)[0])
-    return [p.axes(place[name][0])[place[name][1]] for name in names]
+    return [p.axes(place[name][0])[place[name][1]] for name in kept]
 
 
 def einsum_places(node: fx.Node) -> dict[str, tuple[fx.Node, int]]:
     """For each letter of an einsum, an operand's dimension that has it at its full size."""
     place: dict[str, tuple[fx.Node, int]] = {}
-    for term, tensor in zip(*_terms(node), strict=True):
+    terms, tensors, _ = einsum_terms(node)
+    for term, tensor in zip(terms, tensors, strict=True):
         for dim, letter in enumerate(term):
             known = place.setdefault(letter, (tensor, dim))
             if shape(tensor)[dim] > shape(known[0])[known[1]]:
@@ -71,13 +71,14 @@ def einsum_places(node: fx.Node) -> dict[str, tuple[fx.Node, int]]:
     return place
 
 
-def _terms(node: fx.Node) -> tuple[list[list[str]], list[fx.Node]]:
-    """The letters of each operand's dimensions, and the operands."""
+def einsum_terms(node: fx.Node) -> tuple[list[list[str]], list[fx.Node], list[str]]:
+    """The letters of each operand's dimensions, the operands, and the letters of the result."""
     equation, operands = node.args[:2]
     tensors = list(cast("list[fx.Node]", operands))
-    texts = str(equation).replace(" ", "").partition("->")[0].split(",")
-    pairs = zip(texts, tensors, strict=True)
-    return [_letters(text, len(shape(tensor))) for text, tensor in pairs], tensors
+    before, arrow, after = str(equation).replace(" ", "").partition("->")
+    pairs = zip(before.split(","), tensors, strict=True)
+    terms = [_letters(text, len(shape(tensor))) for text, tensor in pairs]
+    return terms, tensors, _letters(after, len(shape(node))) if arrow else _implicit(terms)
 
 
 def _letters(term: str, rank: int) -> list[str]:

@@ -44,7 +44,7 @@ def statistic(p: Propagation, node: fx.Node) -> Axes | list[Axes]:
     if len(node.all_input_nodes) > 1:  # ``max(a, b)``
         return broadcast(p, node, [(x, len(shape(x))) for x in node.all_input_nodes])
     if not normalises(node):
-        p.freeze(_reduced_tensor(node), f"{p.label(node)} reduces over it", _dims(node))
+        p.freeze(reduced_tensor(node), f"{p.label(node)} reduces over it", reduced_dims(node))
     axes = _reduced(p, node)
     values = node.meta["val"]
     return [axes] * len(values) if isinstance(values, (tuple, list)) else axes
@@ -68,7 +68,7 @@ def normalises(node: fx.Node) -> bool:
     name = op_name(node)
     readers = list(_readers(node))
     if name == "aten.mean":
-        x = _reduced_tensor(node)
+        x = reduced_tensor(node)
         centres = all(_is(user, "sub") and user.args[0] is x for user in readers)
         return bool(readers) and (centres or (_is_square(x) and _become_scales(readers)))
     return name in ("aten.var", "aten.std") and bool(readers) and _become_scales(readers)
@@ -103,12 +103,12 @@ def _is(node: fx.Node, *names: str) -> bool:
     return node.op == "call_function" and op_name(node).rstrip("_") in {f"aten.{n}" for n in names}
 
 
-def _reduced_tensor(node: fx.Node) -> fx.Node:
+def reduced_tensor(node: fx.Node) -> fx.Node:
     return node.all_input_nodes[0]
 
 
-def _dims(node: fx.Node) -> list[int]:
-    rank = len(shape(_reduced_tensor(node)))
+def reduced_dims(node: fx.Node) -> list[int]:
+    rank = len(shape(reduced_tensor(node)))
     dims = arguments(node).get("dim")
     if dims is None or dims == []:
         return list(range(rank))
@@ -116,8 +116,8 @@ def _dims(node: fx.Node) -> list[int]:
 
 
 def _reduced(p: Propagation, node: fx.Node) -> Axes:
-    gone = _dims(node)
-    axes = p.axes(_reduced_tensor(node))
+    gone = reduced_dims(node)
+    axes = p.axes(reduced_tensor(node))
     if arguments(node).get("keepdim"):
         return [() if dim in gone else axis for dim, axis in enumerate(axes)]
     return [axis for dim, axis in enumerate(axes) if dim not in gone]

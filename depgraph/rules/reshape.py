@@ -49,11 +49,17 @@ def transpose(p: Propagation, node: fx.Node) -> Axes:
     return axes
 
 
-@rule("aten.t", "aten.numpy_T", "aten.mT")
+@rule("aten.t", "aten.numpy_T")
+def reverse(p: Propagation, node: fx.Node) -> Axes:
+    """All dimensions in reverse order."""
+    return p.axes(node.args[0])[::-1]
+
+
+@rule("aten.mT", "aten.mH", "aten.adjoint")
 def matrix_transpose(p: Propagation, node: fx.Node) -> Axes:
-    """All dimensions reversed (two of them, for a matrix)."""
-    axes = p.axes(node.args[0])
-    return axes[::-1]
+    """The last two dimensions change places."""
+    *lead, rows, columns = p.axes(node.args[0])
+    return [*lead, columns, rows]
 
 
 @rule("aten.expand", "aten.expand_as")

@@ -1,0 +1,119 @@
+"""Random networks and random plans; and networks that once failed, each kept as a small module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from depgraph.axes import Atom, Axis, axis_size
+from tests.networks import KINDS, STARTS, Network
+from tests.reference import randomise
+from tests.trial import Failure, shrink, try_model, try_network
+
+NETWORKS = st.builds(
+    Network,
+    st.sampled_from(list(STARTS)),
+    st.lists(st.tuples(st.sampled_from(KINDS), st.integers(0, 2**16)), max_size=5).map(tuple),
+    st.integers(0, 2**16),
+)
+
+
+@given(network=NETWORKS, seed=st.integers(0, 2**16))
+@settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    phases=[Phase.generate],  # shrinking block by block takes seconds, not minutes
+    suppress_health_check=[HealthCheck.too_slow],
+)
+def test_any_network_under_any_plan_computes_the_masked_original(network: Network, seed: int):
+    try:
+        try_network(network, seed)
+    except Failure as failure:
+        small, plan_seed = shrink(network, seed)
+        pytest.fail(f"{failure}\nplan {plan_seed} of {small}:\n{small.source()}")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_block_can_be_pruned_alone(kind: str):
+    outcomes = [try_network(Network("tokens", ((kind, seed),), seed), seed) for seed in range(2)]
+    assert all(outcome.prunable for outcome in outcomes)
+
+
+def test_a_network_is_the_same_whenever_it_is_written():
+    assert Network.random(7).source() == Network.random(7).source()
+    assert Network.random(7).source() != Network.random(8).source()
+
+
+class Between(nn.Module):
+    """Some computation between a layer of 12 channels and another."""
+
+    def __init__(self, compute: Callable[[Tensor], Tensor], outer: int = 12) -> None:
+        super().__init__()
+        self.inner = _Computes(compute, outer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)
+
+
+class _Computes(nn.Module):
+    def __init__(self, compute: Callable[[Tensor], Tensor], outer: int) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(5, 12), nn.Linear(outer, 3)
+        self.compute = compute
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.compute(self.a(x)))
+
+
+def tried(compute: Callable[[Tensor], Tensor], outer: int = 12) -> int:
+    """Prune the computation by several plans; how many groups can be pruned."""
+    model = randomise(Between(compute, outer)).double().eval()
+    x = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0)).double()
+    return min(try_model(model, x[:2], x, seed).prunable for seed in range(6))
+
+
+def norm_of_a_stated_number_of_groups(x: Tensor) -> Tensor:
+    return F.group_norm(x.transpose(1, 2), 4).transpose(1, 2)
+
+
+def range_whose_start_moves(x: Tensor) -> Tensor:
+    return torch.cat([x[..., :2], x[..., 2:6].tanh(), x[..., 6:]], dim=-1)
+
+
+ONCE_FAILED = {
+    "sizes of unflatten": (lambda x: x.unflatten(-1, (3, 4)).transpose(-1, -2).flatten(-2), 12),
+    "unflatten in the middle": (lambda x: x.mT.unflatten(1, (3, 4)).sum(2).mT, 3),
+    "a narrow becomes a slice": (lambda x: x.narrow(-1, 4, 8), 8),
+    "transpose of many matrices": (lambda x: x.mT.mT, 12),
+    "groups that still fit": (norm_of_a_stated_number_of_groups, 12),
+    "a range of the same length elsewhere": (range_whose_start_moves, 12),
+    "a start counted from the end": (lambda x: x[..., -5:], 5),
+    "every second channel": (lambda x: x[..., 1::2], 6),
+    "normalized shape of a function": (lambda x: F.rms_norm(x, (12,)), 12),
+}
+
+
+@pytest.mark.parametrize("name", ONCE_FAILED)
+def test_what_once_failed_is_exact_and_still_prunable(name: str):
+    compute, outer = ONCE_FAILED[name]
+    assert tried(compute, outer) > 0
+
+
+def test_a_trial_notices_a_wrong_index(monkeypatch: pytest.MonkeyPatch):
+    from depgraph import slice as slicer
+
+    right = slicer.kept_indices
+
+    def neighbours(axis: Axis, kept: dict[Atom, Tensor]) -> Tensor:
+        return (right(axis, kept) + 1) % axis_size(axis)
+
+    monkeypatch.setattr(slicer, "kept_indices", neighbours)
+    with pytest.raises(Failure, match="differs by"):
+        try_network(Network("tokens", (("mlp", 1), ("attention", 2))), 1)
