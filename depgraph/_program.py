@@ -7,6 +7,7 @@ trace; the data form is what a saved model stores, so that loading runs no code 
 
 from __future__ import annotations
 
+import dataclasses
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from depgraph._trusted import load_object
 from depgraph.errors import DepgraphError
 
 Program = list[dict[str, Any]]
@@ -37,6 +39,14 @@ def require_same(first: Any, second: Any, name: str) -> None:
         )
 
 
+def rebuild(name: str, values: dict[str, Any]) -> Any:
+    """A dataclass of the given name with these fields, as a module returned it."""
+    cls = load_object(name)
+    if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
+        raise DepgraphError(f"a generated forward returns a dataclass; '{name}' is none")
+    return cls(**values)
+
+
 def _listed(value: Any) -> Any:
     return list(map(_listed, value)) if isinstance(value, (tuple, list)) else value
 
@@ -46,6 +56,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "mul": operator.mul,
     "require": require,
     "require_same": require_same,
+    "rebuild": rebuild,
     "getattr": getattr,
 }
 _NAMED = {

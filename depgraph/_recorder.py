@@ -27,7 +27,12 @@ from depgraph._shapes import quick_result
 
 META = torch.device("meta")
 _CPU = torch.device("cpu")
-_READS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.item.default}
+_READS = {
+    torch.ops.aten._local_scalar_dense.default,
+    torch.ops.aten.item.default,
+    torch.ops.aten.is_nonzero.default,
+    torch.ops.aten.equal.default,
+}
 _SMALL = 1 << 16
 """Elements of a tensor of positions or of a mask that is still worth computing."""
 
@@ -44,6 +49,16 @@ def collection_paused() -> Iterator[None]:
             gc.enable()
 
 
+class Unread:
+    """Stands in a recorded call for a tensor that nothing in the model reads."""
+
+    def __repr__(self) -> str:
+        return "<a tensor that nothing reads>"
+
+
+UNREAD = Unread()
+
+
 @dataclasses.dataclass(frozen=True)
 class ModuleCall:
     """One call of one module.
@@ -58,8 +73,8 @@ class ModuleCall:
         What the call took and gave back, with a ``torch.fx.Node`` in place of each traced tensor.
     depth : int
         How many recorded calls this one is nested in.
-    opaque : bool
-        Whether the call gave back something that only looks like this ``output`` (a dataclass).
+    output_class : type or None
+        Dataclass whose fields ``output`` holds; None for tensors and plain containers.
     """
 
     name: str
@@ -69,7 +84,7 @@ class ModuleCall:
     kwargs: dict[str, Any]
     output: Any
     depth: int
-    opaque: bool
+    output_class: type | None
 
 
 class _ListsAsTensors(TorchFunctionMode):
@@ -173,8 +188,19 @@ class Recorder(ProxyTorchDispatchMode):
         for node in reversed(self.nodes):
             if node not in alive:
                 self.graph.erase_node(node)
+
+        def read(value: Any) -> Any:
+            return UNREAD if isinstance(value, fx.Node) and value not in alive else value
+
         calls = [
-            dataclasses.replace(call, start=place[call.start], end=place[call.end])
+            dataclasses.replace(
+                call,
+                start=place[call.start],
+                end=place[call.end],
+                args=pytree.tree_map(read, call.args),
+                kwargs=pytree.tree_map(read, call.kwargs),
+                output=pytree.tree_map(read, call.output),
+            )
             for call in self.calls
         ]
         return outputs, tuple(self.graph.nodes), calls
@@ -280,9 +306,9 @@ class Recorder(ProxyTorchDispatchMode):
             _, start, (in_args, in_kwargs) = self._stack.pop()
             result = pytree.tree_map(self._traced, plain(output))
             end, depth = len(self.nodes), len(self._stack)
-            opaque = plain(output) is not output and type(output) is not dict
-            call = ModuleCall(name, start, end, in_args, in_kwargs, result, depth, opaque)
-            self.calls.append(call)
+            special = plain(output) is not output and type(output) is not dict
+            cls = type(output) if special else None
+            self.calls.append(ModuleCall(name, start, end, in_args, in_kwargs, result, depth, cls))
 
         return hook
 

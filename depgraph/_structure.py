@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import enum
 import functools
-import importlib
-import sys
 import types
 from collections import OrderedDict
 from collections.abc import Callable
@@ -19,10 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from depgraph._program import original_class, programmed_class
+from depgraph._trusted import load_object, qualified_name
 from depgraph.errors import DepgraphError
-
-TRUSTED = ("torch", "timm", "torchvision", "transformers", "depgraph")
-"""Packages that a structure may import by itself; others must have been imported before."""
 
 _INTERNAL = frozenset(vars(nn.Module())) | {"depgraph_plans"}
 _CONTAINERS: dict[str, Callable[[Any], Any]] = {
@@ -56,7 +52,7 @@ class Encoder:
         self._module_names[id(module)] = name
         cls = original_class(module)
         out: dict[str, Any] = {
-            "class": self._name_of(cls, name),
+            "class": qualified_name(cls, name),
             "training": module.training,
             "attributes": {
                 key: self.value(value, f"{name}.{key}".lstrip("."))
@@ -96,7 +92,7 @@ class Encoder:
         if value is None or type(value) in (bool, int, float, str):
             return value
         if isinstance(value, enum.Enum):
-            return {"enum": [self._name_of(type(value), where), value.name]}
+            return {"enum": [qualified_name(type(value), where), value.name]}
         if isinstance(value, Tensor):
             return {"loose": self._tensor(value, where, False)}
         if isinstance(value, dict):
@@ -112,20 +108,11 @@ class Encoder:
             parts = [value.func, list(value.args), dict(value.keywords)]
             return {"partial": [self.value(part, where) for part in parts]}
         if isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType)):
-            return {"object": self._name_of(value, where)}
+            return {"object": qualified_name(value, where)}
         raise DepgraphError(
             f"attribute '{where}' is a {type(value).__name__}, which is no plain data; "
             "remove it, or save model.state_dict() and the plan's JSON instead"
         )
-
-    def _name_of(self, found: Any, where: str) -> str:
-        name = f"{found.__module__}:{found.__qualname__}"
-        if "<" in name:
-            raise DepgraphError(
-                f"'{where}' refers to {name}, which no other program can import; define it at the "
-                "top level of a module"
-            )
-        return name
 
 
 class Decoder:
@@ -195,38 +182,3 @@ class Decoder:
             function, args, kwargs = map(self.value, inner)
             return functools.partial(function, *args, **kwargs)
         return load_object(inner)
-
-
-def load_object(name: str) -> Any:
-    """The class or function of that name, from a trusted or already imported module.
-
-    Parameters
-    ----------
-    name : str
-        ``"package.module:Qualified.name"``.
-
-    Returns
-    -------
-    object
-
-    Raises
-    ------
-    DepgraphError
-        When it is in neither, or not there.
-    """
-    module_name, _, path = name.partition(":")
-    if module_name not in sys.modules:
-        if module_name.partition(".")[0] not in TRUSTED:
-            raise DepgraphError(
-                f"the saved model needs '{name}'; import {module_name} before loading it"
-            )
-        try:
-            importlib.import_module(module_name)
-        except ImportError as error:
-            raise DepgraphError(f"the saved model needs '{name}': {error}") from error
-    found: Any = sys.modules[module_name]
-    for part in path.split("."):
-        found = getattr(found, part, None)
-    if not isinstance(found, (type, types.FunctionType, types.BuiltinFunctionType)):
-        raise DepgraphError(f"the saved model needs '{name}', which this version does not have")
-    return found

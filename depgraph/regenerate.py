@@ -21,10 +21,13 @@ from depgraph._program import (
     function_name,
     original_class,
     programmed_class,
+    rebuild,
     require,
     require_same,
     to_program,
 )
+from depgraph._recorder import Unread
+from depgraph._trusted import qualified_name
 from depgraph.axes import Atom, Axis, axis_atoms, axis_size
 from depgraph.errors import DepgraphError
 from depgraph.literals import (
@@ -42,7 +45,6 @@ from depgraph.trace import (
     ModuleCall,
     Trace,
     TraceError,
-    shape,
     structural_copy,
     trace_forward,
 )
@@ -182,9 +184,11 @@ class _Writer:
             else:
                 self._op(self.trace.nodes[index])
                 index += 1
-        if self.call.opaque:
-            raise DepgraphError(f"{self._where()} returns an object of a class of its own")
-        self.graph.output(self._mapped(self.call.output))
+        result = self._mapped(self.call.output)
+        if self.call.output_class is not None:
+            name = qualified_name(self.call.output_class, self._where())
+            result = self.graph.call_function(rebuild, (name, result))
+        self.graph.output(result)
         return self.graph
 
     def _placeholders(self) -> None:
@@ -205,13 +209,15 @@ class _Writer:
 
     def _unpack(self, source: fx.Node, value: Any, name: str) -> None:
         """The tensors within an argument, which may be a container of them; the rest must agree."""
+        if isinstance(value, Unread):
+            return
         if isinstance(value, fx.Node):
             if value in self.made:
                 self.graph.call_function(require_same, (self.made[value], source, name))
             self.made[value] = source
             self._note_dynamic(value, source)
             return
-        if not any(isinstance(leaf, fx.Node) for leaf in pytree.tree_leaves(value)):
+        if not any(isinstance(leaf, (fx.Node, Unread)) for leaf in pytree.tree_leaves(value)):
             if not isinstance(value, dict) or value:
                 self.graph.call_function(require, (source, value, name))
             return
@@ -327,7 +333,8 @@ class _Writer:
         return self.graph.call_function(mul, (left, right))
 
     def _mapped(self, value: Any) -> Any:
-        return pytree.tree_map_only(fx.Node, self._node, value)
+        unread = pytree.tree_map_only(Unread, lambda _: None, value)
+        return pytree.tree_map_only(fx.Node, self._node, unread)
 
     def _node(self, node: fx.Node) -> fx.Node:
         if node not in self.made:

@@ -74,7 +74,7 @@ def apply_plan(plan: Plan, model: nn.Module, inplace: bool = False) -> nn.Module
     slicer.add_classes(edits)
     small = structural_copy(model)
     edits.apply(small)
-    while (mismatch := _mismatch(slicer, small)) is not None:
+    while (mismatch := _mismatch(slicer, small)) is not None or slicer.bypassed(edits):
         slicer.repair(mismatch, edits)
         edits.apply_structure(small)
     if inplace:
@@ -122,6 +122,10 @@ def _graph_for(plan: Plan, model: nn.Module) -> DependencyGraph:
                 f"in the plan and {sizes.get(name)} in the model; make a plan from this model"
             )
     return graph
+
+
+_FUSED = (nn.TransformerEncoderLayer,)
+"""torch's modules that hand their children's parameters to one fused kernel in evaluation."""
 
 
 class _Slicer:
@@ -289,7 +293,17 @@ class _Slicer:
             if self.calls.get(name) and name in self.cut_attention:
                 edits.classes[name] = self.generated(name)
 
-    def repair(self, mismatch: Mismatch, edits: Edits) -> None:
+    def bypassed(self, edits: Edits) -> list[str]:
+        """Modules with a fused kernel that would call past the generated forward of a child."""
+        return [
+            name
+            for name, module in self.modules.items()
+            if isinstance(module, _FUSED)
+            and name not in edits.classes
+            and any(inner.startswith(f"{name}.") for inner in edits.classes)
+        ]
+
+    def repair(self, mismatch: Mismatch | None, edits: Edits) -> None:
         """Other attributes, or else a generated forward, for the innermost module to blame.
 
         Raises
@@ -297,6 +311,10 @@ class _Slicer:
         Mismatch
             The one given, when there is no such module.
         """
+        if mismatch is None:
+            names = self.bypassed(edits)
+            edits.classes.update((name, self.generated(name)) for name in names)
+            return
         path = mismatch.module
         while path in edits.classes or not self.calls.get(path) or self._is_layer(path):
             if not path:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from depgraph._caches import caches_bypassed
 from depgraph._recorder import ModuleCall, Recorder, collection_paused
 from depgraph.errors import DepgraphError
 
@@ -127,7 +128,7 @@ def trace_forward(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     _put_on_meta(model, recorder)
     meta_args, meta_kwargs = pytree.tree_map_only(Tensor, recorder.input, (args, kwargs))
     try:
-        with recorder.watch(model), torch.no_grad():
+        with recorder.watch(model), caches_bypassed(model), torch.no_grad():
             output = model(*meta_args, **meta_kwargs)
     except _FORWARD_ERRORS as error:
         where = f"in module '{recorder.current}'" if recorder.current else "in the model"
