@@ -236,7 +236,9 @@ class _Writer:
     def _child(self, child: ModuleCall) -> None:
         args = self._mapped(child.args)
         kwargs = self._mapped(child.kwargs)
-        result = self.graph.call_module(self.children[child.name], args, kwargs)
+        # named by hand: a child called "self" would shadow the module in the generated code
+        name = self.children[child.name]
+        result = self.graph.create_node("call_module", name, args, kwargs, name="child")
         self._take(result, child.output)
 
     def _take(self, result: fx.Node, output: Any) -> None:

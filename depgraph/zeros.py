@@ -135,6 +135,15 @@ def _with_number(p: Propagation, node: fx.Node, atom: Atom, zero: Vanishes) -> b
     return keeps and zero(x) and all(_covered(p, node, atom, [x]))
 
 
+@_family("addmm")
+def _addmm(p: Propagation, node: fx.Node, atom: Atom, zero: Vanishes) -> bool:
+    a = arguments(node)
+    axes = p.axes(node)
+    rows, columns = (atom in axis_atoms(axis) for axis in axes)
+    bias_fits = not rows and zero(a["self"])
+    return bias_fits and (zero(a["mat2"]) if columns else zero(a["mat1"]))
+
+
 @_family("linear")
 def _linear(p: Propagation, node: fx.Node, atom: Atom, zero: Vanishes) -> bool:
     a = arguments(node)
