@@ -1,0 +1,157 @@
+"""Which models the engine prunes, exactly, and what is frozen: ``python -m benchmarks.coverage``.
+
+For the smallest model of each timm family, and for models of transformers, torchvision and torch:
+trace, groups, a random half of the units of every group, slice, forward in both modes, and the
+difference from the original with the removed units switched off. ``--peer`` adds Torch-Pruning.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+import timm
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+import depgraph
+from benchmarks.peer import torch_pruning_half
+from benchmarks.sources import Source, other_sources, timm_family
+from cli.output import table, write_text
+from depgraph._recorder import plain
+from tests.interpret import masked_outputs
+from tests.reference import randomise, relative_difference
+
+COLUMNS = ("library", "model", "prunable", "groups", "params kept", "difference", "s", "peer", "s")
+
+
+def row(source: Source, peer: bool) -> dict[str, Any]:
+    """Prune one model.
+
+    Parameters
+    ----------
+    source : Source
+    peer : bool
+        Whether to try Torch-Pruning too.
+
+    Returns
+    -------
+    dict
+        With ``"error"`` where something failed.
+    """
+    torch.manual_seed(0)
+    model, inputs = source.build()
+    result: dict[str, Any] = {"library": source.library, "model": source.name}
+    if peer:
+        result["peer"] = torch_pruning_half(source.build()[0], inputs)
+    try:
+        return {**result, **_pruned(randomise(model.eval()), inputs)}
+    except (depgraph.DepgraphError, RuntimeError) as error:
+        return {**result, "error": f"{type(error).__name__}: {error}"}
+
+
+def _pruned(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Any]:
+    start = time.perf_counter()
+    graph = depgraph.trace(model, inputs)
+    kept = {g.name: torch.randperm(g.size)[: max(1, g.size // 2)] for g in graph.prunable}
+    plan = graph.plan(kept)
+    small = plan.apply(model)
+    seconds = time.perf_counter() - start
+    with torch.no_grad():
+        got = _tensors(small(*inputs))
+        expected = masked_outputs(graph, plan, model, inputs)
+        small.train()(*inputs)
+    difference = max(map(relative_difference, got, expected))
+    return {
+        "prunable": len(graph.prunable),
+        "groups": len(graph.groups),
+        "params_kept": sum(p.numel() for p in small.parameters()) / graph.num_params,
+        "params_as_predicted": sum(p.numel() for p in small.parameters()) == plan.num_params,
+        "difference": difference,
+        "seconds": seconds,
+        "frozen": Counter(g.frozen for g in graph.groups if g.frozen),
+    }
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(plain(output)) if isinstance(leaf, Tensor)]
+
+
+def _cells(r: dict[str, Any]) -> list[str]:
+    peer = r.get("peer", {})
+    tail = [peer.get("outcome", ""), f"{peer['seconds']:.2f}" if peer else ""]
+    if "error" in r:
+        return [r["library"], r["model"], "", "", "", r["error"][:60], "", *tail]
+    return [
+        r["library"],
+        r["model"],
+        str(r["prunable"]),
+        str(r["groups"]),
+        f"{r['params_kept']:.2f}",
+        f"{r['difference']:.0e}",
+        f"{r['seconds']:.2f}",
+        *tail,
+    ]
+
+
+def _summary(rows: Iterable[dict[str, Any]]) -> str:
+    rows = list(rows)
+    exact = [r for r in rows if r.get("difference", 1.0) <= 1e-4]
+    text = f"{len(exact)} of {len(rows)} models pruned and exact to 1e-4."
+    both = [r for r in exact if r.get("peer", {}).get("outcome") == "runs"]
+    if both:
+        mine, theirs = sum(r["seconds"] for r in both), sum(r["peer"]["seconds"] for r in both)
+        runs = sum(r.get("peer", {}).get("outcome") == "runs" for r in rows)
+        text += (
+            f" Torch-Pruning's model runs for {runs}; over the {len(both)} that both prune: "
+            f"{mine:.1f} s against {theirs:.1f} s, {mine / theirs:.2f}."
+        )
+    return text
+
+
+def _markdown(rows: list[dict[str, Any]]) -> str:
+    lines = [COLUMNS, ["---"] * len(COLUMNS), *map(_cells, rows)]
+    text = "# Models that the engine prunes\n\nMade by `python -m benchmarks.coverage --peer`. "
+    text += f"{_summary(rows)}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    text += "\n## What is frozen, and why\n\n"
+    for r in rows:
+        reasons = "; ".join(f"{reason} ({n})" for reason, n in r.get("frozen", {}).items())
+        text += f"- **{r['model']}**: {reasons}\n"
+    return text
+
+
+@click.command()
+@click.option("--only", multiple=True, help="timm families; all by default.")
+@click.option("--others/--no-others", default=True, help="Models of other libraries.")
+@click.option("--peer/--no-peer", default=False, help="Torch-Pruning beside it.")
+@click.option("--json", "as_json", is_flag=True)
+@click.option("--markdown", type=click.Path(path_type=Path, dir_okay=False))
+def main(
+    only: tuple[str, ...], others: bool, peer: bool, as_json: bool, markdown: Path | None
+) -> None:
+    """Print the table."""
+    warnings.simplefilter("ignore")  # the models' own, about how they are used here
+    console = Console(stderr=True)
+    families = track(only or timm.list_modules(), console=console, description="families")
+    sources = [source for name in families if (source := timm_family(name)) is not None]
+    sources += list(other_sources()) if others else []
+    rows = [row(s, peer) for s in track(sources, console=console, description="models")]
+    if as_json:
+        click.echo(json.dumps(rows))
+    else:
+        Console().print(table(_summary(rows), COLUMNS, list(map(_cells, rows))))
+    if markdown is not None:
+        write_text(markdown, _markdown(rows))
+
+
+if __name__ == "__main__":
+    main()

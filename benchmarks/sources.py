@@ -1,0 +1,145 @@
+"""Small models of each source that the engine has to prune: timm families and other libraries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+Build = Callable[[], tuple[nn.Module, tuple[Tensor, ...]]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model to prune.
+
+    Attributes
+    ----------
+    library, name : str
+        Where it is from, and what it is called there.
+    build : callable
+        Gives the model with random weights and example inputs at batch 2.
+    """
+
+    library: str
+    name: str
+    build: Build
+
+
+def timm_family(family: str) -> Source | None:
+    """The model with the fewest parameters of a timm family; None where the family has none."""
+    sizes = []
+    for name in timm.list_models(module=family):
+        with torch.device("meta"):
+            model: Any = timm.create_model(name)
+        sizes.append((sum(p.numel() for p in model.parameters()), name))
+    if not sizes:
+        return None
+    name = min(sizes)[1]
+
+    def build() -> tuple[nn.Module, tuple[Tensor, ...]]:
+        model: Any = timm.create_model(name)
+        return model, (torch.randn(2, *model.pretrained_cfg["input_size"]),)
+
+    return Source("timm", name, build)
+
+
+def other_sources() -> Iterator[Source]:
+    """Models of transformers and torchvision, where installed, and torch's own transformer."""
+    if find_spec("transformers"):
+        yield from _transformers()
+    if find_spec("torchvision"):
+        yield from _torchvision()
+    for first in (True, False):
+        yield Source("torch", f"TransformerEncoder, norm first: {first}", _encoder(first))
+
+
+def _transformers() -> Iterator[Source]:
+    import transformers as hf
+
+    width = {
+        "hidden_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 96,
+    }
+    vision = {**width, "image_size": 64, "patch_size": 16}
+    dino = {key: value for key, value in vision.items() if key != "intermediate_size"}
+    windows = {
+        "image_size": 64,
+        "patch_size": 4,
+        "embed_dim": 24,
+        "depths": [2, 2],
+        "num_heads": [2, 4],
+        "window_size": 4,
+    }
+    stages = {"depths": [1] * 4, "hidden_sizes": [16, 32, 48, 64]}
+    mixed = {**stages, "num_attention_heads": [1, 2, 3, 4], "decoder_hidden_size": 32}
+    grouped = {**width, "num_key_value_heads": 2, "vocab_size": 100, "use_cache": False}
+    beit = {**vision, "use_relative_position_bias": True}
+    images: list[tuple[str, str, dict[str, Any]]] = [
+        ("ViTForImageClassification", "ViTConfig", vision),
+        ("DeiTForImageClassificationWithTeacher", "DeiTConfig", vision),
+        ("BeitForImageClassification", "BeitConfig", beit),
+        ("Dinov2ForImageClassification", "Dinov2Config", dino),
+        ("SwinForImageClassification", "SwinConfig", windows),
+        ("Swinv2ForImageClassification", "Swinv2Config", windows),
+        ("CLIPVisionModelWithProjection", "CLIPVisionConfig", {**vision, "projection_dim": 32}),
+        ("SiglipVisionModel", "SiglipVisionConfig", vision),
+        ("SegformerForImageClassification", "SegformerConfig", mixed),
+        ("SegformerForSemanticSegmentation", "SegformerConfig", mixed),
+        ("ConvNextForImageClassification", "ConvNextConfig", stages),
+    ]
+    texts: list[tuple[str, str, dict[str, Any]]] = [
+        ("BertForSequenceClassification", "BertConfig", {**width, "vocab_size": 100}),
+        ("LlamaForCausalLM", "LlamaConfig", grouped),
+        ("MistralForCausalLM", "MistralConfig", grouped),
+    ]
+    for inputs, table in ((_image(64), images), (_tokens(), texts)):
+        for model, config, options in table:
+
+            def build(
+                inputs: Tensor = inputs,
+                model: str = model,
+                config: str = config,
+                options: dict[str, Any] = options,
+            ) -> tuple[nn.Module, tuple[Tensor, ...]]:
+                return getattr(hf, model)(getattr(hf, config)(**options)), (inputs,)
+
+            yield Source("transformers", model, build)
+
+
+def _torchvision() -> Iterator[Source]:
+    import torchvision
+
+    names = ("vit_b_16", "swin_t", "swin_v2_t", "resnet50", "convnext_tiny", "densenet121",
+             "efficientnet_b0", "maxvit_t", "shufflenet_v2_x0_5", "regnet_y_400mf")  # fmt: skip
+    for name in names:
+
+        def build(name: str = name) -> tuple[nn.Module, tuple[Tensor, ...]]:
+            return getattr(torchvision.models, name)(weights=None), (_image(224),)
+
+        yield Source("torchvision", name, build)
+
+
+def _encoder(norm_first: bool) -> Build:
+    def build() -> tuple[nn.Module, tuple[Tensor, ...]]:
+        layer = nn.TransformerEncoderLayer(48, 4, 96, batch_first=True, norm_first=norm_first)
+        encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=not norm_first)
+        tower = nn.Sequential(nn.Linear(20, 48), encoder, nn.Linear(48, 5))
+        return tower, (torch.randn(2, 10, 20),)
+
+    return build
+
+
+def _image(size: int) -> Tensor:
+    return torch.randn(2, 3, size, size)
+
+
+def _tokens() -> Tensor:
+    return torch.randint(0, 90, (2, 12))
