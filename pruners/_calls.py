@@ -59,7 +59,7 @@ class Call:
         value = self.convolution[key]
         pair = (value, value) if isinstance(value, int) else tuple(value)
         neutral = 0 if key == "padding" else 1
-        return (*pair, neutral)[:2] if len(self.parameter.shape) == 3 else pair  # type: ignore[return-value]
+        return (*pair, neutral)[:2] if len(self.parameter.shape) == 3 else pair
 
     def flat(self, output: Tensor) -> Tensor:
         """An output, or its gradient, as (samples, places, out)."""

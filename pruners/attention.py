@@ -20,11 +20,12 @@ from depgraph.propagate import arguments, op_name
 from depgraph.trace import shape
 
 _MOVES = frozenset(
-    "aten." + name
-    for name in (
-        "view reshape permute transpose unbind select chunk split split_with_sizes contiguous clone"
-        " unsqueeze squeeze flatten unflatten movedim swapaxes t"
-    ).split()
+    (
+        *("aten.view", "aten.reshape", "aten.permute", "aten.transpose", "aten.t"),
+        *("aten.unbind", "aten.select", "aten.chunk", "aten.split", "aten.split_with_sizes"),
+        *("aten.unsqueeze", "aten.squeeze", "aten.flatten", "aten.unflatten", "aten.movedim"),
+        *("aten.contiguous", "aten.clone", "aten.swapaxes"),
+    )
 )
 _KEEPS = frozenset(("aten.dropout", "aten.to", "aten._to_copy", "aten.detach", "aten.alias"))
 

@@ -106,7 +106,8 @@ def root(matrix: Tensor) -> Tensor:
 
 def _ridged(moments: Tensor) -> Tensor:
     mean = moments.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(1e-30)[..., None, None]
-    return moments + RIDGE * mean * torch.eye(moments.shape[-1], dtype=moments.dtype)
+    eye = torch.eye(moments.shape[-1], dtype=moments.dtype, device=moments.device)
+    return moments + RIDGE * mean * eye
 
 
 def _turn_rows(tensors: dict[str, Tensor], part: Part, turn: Tensor) -> None:

@@ -125,11 +125,9 @@ class _Refit:
         x = call.rows.flatten(0, 1)
         bias = call.bias if isinstance(call.bias, nn.Parameter) else None
         given = 0 if call.bias is None or bias is not None else call.bias
-        weight, offset = least_squares(
-            x, y - given, call.parameter.flatten(1), bias, self.damping
-        )
+        weight, offset = least_squares(x, y - given, call.parameter.flatten(1), bias, self.damping)
         call.parameter.copy_(weight.reshape(call.parameter.shape))
-        if bias is not None:
+        if bias is not None and offset is not None:
             bias.copy_(offset)
         self.done.append(call.weight)
         if call.convolution is None:

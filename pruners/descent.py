@@ -1,8 +1,8 @@
 """Cost-aware allocation: the units that go are those that matter least for what they cost.
 
-Starting from the dense model, blocks of units are removed in the order of score per cost saved. What
-a unit saves depends on what else is left (a head dim is worth less when heads are gone), so the
-savings are taken anew, from the plan's polynomial cost, each time the model has shrunk by a step.
+Starting from the dense model, blocks of units are removed in the order of score per cost saved.
+What a unit saves depends on what else is left (a head dim is worth less when heads are gone), so
+the savings are taken anew, from the plan's polynomial cost, each time the model has shrunk a step.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from depgraph import DepgraphError, Group
+from depgraph import Group
+from pruners._choices import Unreachable
 
 STEP = 0.02
 """Share of the cost after which savings are taken anew."""
@@ -48,16 +49,13 @@ def descend(
 
     Raises
     ------
-    DepgraphError
+    Unreachable
         When all blocks are gone and it is not enough.
     """
     path = _Path(groups, scores, blocks, cost)
     while enough(path.sizes) > 0:
         if not path.step(enough):
-            raise DepgraphError(
-                "the target cannot be reached: with these groups and limits at least "
-                f"{cost(path.sizes):.4f} of the cost stays; prune more kinds, ignore less"
-            )
+            raise Unreachable("what is asked for", cost(path.sizes))
     return path.kept()
 
 

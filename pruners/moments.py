@@ -86,7 +86,7 @@ def layer_moments(
 
 
 def place_weights(gradient: Tensor) -> Tensor:
-    """Squared length of each place's gradient, evened out a little: (..., places, d) -> (..., places)."""
+    """Squared length of each place's gradient (..., places, d), evened out a little."""
     squares = gradient.float().square().sum(-1)
     return squares + EVENNESS * squares.mean()
 

@@ -1,4 +1,4 @@
-"""Optimal Brain Surgeon for whole units: what the loss rises by when a unit goes and the rest adapts."""
+"""Optimal Brain Surgeon for whole units: the rise of the loss when one goes and the rest adapts."""
 
 from __future__ import annotations
 
@@ -50,6 +50,8 @@ class OBS:
 
     name = "obs"
     needs_data = True
+    additive = True
+    num_samples = 256
 
     def __init__(self, damping: float = DAMPING) -> None:
         self.damping = damping
