@@ -15,8 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-_LINEAR = (F.linear,)
-_CONV = (F.conv1d, F.conv2d, F.conv3d)
+_ATEN = torch.ops.aten  # what a forward that the slicer generated calls
+_LINEAR = (F.linear, _ATEN.linear.default)
+_CONV = (
+    *(F.conv1d, F.conv2d, F.conv3d),
+    *(_ATEN.conv1d.default, _ATEN.conv2d.default, _ATEN.conv3d.default),
+)
 
 
 @dataclass(frozen=True)

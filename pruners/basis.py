@@ -19,7 +19,7 @@ from pruners.attention import Attention, Part, find_attentions
 from pruners.metrics import Batch
 from pruners.moments import place_weights, watch_gradients
 
-RIDGE = 1e-5
+RIDGE = 1e-3
 """Share of the mean variance that is added to each direction, so that none is without."""
 
 

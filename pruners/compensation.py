@@ -76,7 +76,9 @@ def compensate(
         teacher = _Teacher(dense, once, inputs, wanted)
         teacher.start()
         try:
-            with Watch(small, once, lambda call, output: refit(call, output, teacher.next())):
+            with Watch(
+                small, once, lambda call, output: refit(call, output, teacher.next(call.weight))
+            ):
                 run(small, inputs)
         finally:
             teacher.stop()
@@ -181,12 +183,14 @@ class _Teacher:
     def start(self) -> None:
         self.thread.start()
 
-    def next(self) -> Tensor:
-        value = self.queue.get()
-        if isinstance(value, BaseException):
-            raise value
-        assert isinstance(value, Tensor)
-        return value
+    def next(self, weight: str) -> Tensor:
+        """The output of a layer of the dense model, which calls its layers in the same order."""
+        while True:
+            name, value = self.queue.get()
+            if isinstance(value, Exception):
+                raise value
+            if name == weight:
+                return value
 
     def stop(self) -> None:
         """End the thread, in the middle of its forward if need be."""
@@ -200,7 +204,7 @@ class _Teacher:
         def after(call: Call, output: Tensor) -> Tensor:
             if self.stopped.is_set():
                 raise _Stopped
-            self.queue.put(output)
+            self.queue.put((call.weight, output))
             return output
 
         try:
@@ -209,7 +213,11 @@ class _Teacher:
         except _Stopped:
             return
         except Exception as error:  # noqa: BLE001  (raised again where it is waited for)
-            self.queue.put(error)
+            self.queue.put(("", error))
+        else:
+            self.queue.put(
+                ("", DepgraphError("the pruned model calls its layers in another order"))
+            )
 
 
 class _Stopped(DepgraphError):
