@@ -11,12 +11,20 @@ import click
 import torch
 
 from pruners import METRICS, make_metric
-from pruners.allocation import NORMALISATIONS, SCOPES
+from pruners._choices import AUTO, NORMALISATIONS
+from pruners.allocation import PER, SCOPES
 
 Command = Callable[..., Any]
 
-BEST_METRIC = "hessian"
+BEST_METRIC = "obs"
 """What `run` and `prune` score with when nothing is said: the best the project knows."""
+
+
+def metric_and_kinds(metric: str | None, kinds: tuple[str, ...]) -> tuple[str, Any]:
+    """What to score with and what to prune: the best the project knows where nothing is said."""
+    if metric is None:
+        return BEST_METRIC, kinds or AUTO
+    return metric, kinds or None
 
 
 def _combined(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
@@ -45,8 +53,8 @@ def _words(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) 
     return tuple(word for value in values for word in value.split(",") if word)
 
 
-def _metric(ctx: click.Context, param: click.Parameter, value: str) -> str:
-    make_metric(value)  # refuses an unknown one before any work
+def _metric(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    make_metric(value or BEST_METRIC)  # refuses an unknown one before any work
     return value
 
 
@@ -99,10 +107,8 @@ resume_option = click.option("--resume", is_flag=True, help="Continue what an ea
 
 metric_option = click.option(
     "--metric",
-    default=BEST_METRIC,
-    show_default=True,
     callback=_metric,
-    help=f"One of {', '.join(METRICS)}.",
+    help=f"One of {', '.join(METRICS)}; by default {BEST_METRIC}, on kinds {AUTO}.",
 )
 
 
@@ -172,7 +178,8 @@ pruning_options = _combined(
         "--kinds",
         multiple=True,
         callback=_words,
-        help="Kinds of groups to prune, by comma: heads,head_dim,hidden,embed; all by default.",
+        help="Kinds of groups to prune, by comma: heads,head_dim,hidden,embed; all by default. "
+        "auto: heads and embed only where the target cannot be reached without.",
     ),
     click.option(
         "--ignore",
@@ -197,11 +204,25 @@ pruning_options = _combined(
     click.option(
         "--normalise",
         type=click.Choice(list(NORMALISATIONS)),
-        default="mean",
-        show_default=True,
-        help="What each group's scores are divided by before all are ranked.",
+        help="What each group's scores are divided by before all are ranked  [mean; obs: none].",
     ),
-    click.option("--num-samples", type=click.IntRange(1), help="Samples to score with  [64]."),
+    click.option(
+        "--per",
+        type=click.Choice(PER),
+        help="Rank by score, or by score per cost saved  [unit; obs: macs].",
+    ),
+    click.option(
+        "--num-samples", type=click.IntRange(1), help="Samples to score with  [64; obs: 256]."
+    ),
+    click.option(
+        "--compensate/--no-compensate",
+        default=None,
+        help="Refit what reads the units that stay, on images, without training  [where there are "
+        "images].",
+    ),
+    click.option(
+        "--num-calibration", type=click.IntRange(1), help="Images to compensate with  [256]."
+    ),
 )
 
 training_options = _combined(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+import pruners
 from depgraph import DependencyGraph
 from pruners.metrics import Batch, Metric
 
@@ -41,7 +42,15 @@ def with_precision(metric: Metric, device: str, amp: bool) -> Metric:
     if precision is None or not metric.needs_data:
         return metric
     dtype = torch.float16 if precision == "fp16" else torch.bfloat16
-    return _Autocast(metric.name, True, metric, device, dtype)
+    return _Autocast(
+        metric.name,
+        True,
+        bool(getattr(metric, "additive", False)),
+        pruners.samples_wanted(metric),
+        metric,
+        device,
+        dtype,
+    )
 
 
 @dataclass
@@ -50,6 +59,8 @@ class _Autocast:
 
     name: str
     needs_data: bool
+    additive: bool
+    num_samples: int
     metric: Metric
     device: str
     dtype: torch.dtype

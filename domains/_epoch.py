@@ -35,6 +35,14 @@ class EpochRow(TypedDict):
     seconds: float
 
 
+class Judgement(TypedDict):
+    """The validation part of an `EpochRow`."""
+
+    val_loss: float
+    val_accuracy: float
+    val_accuracies: dict[str, float]
+
+
 @dataclass
 class TrainState:
     """All that changes while training."""
@@ -46,6 +54,7 @@ class TrainState:
     history: list[EpochRow] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)
     best_epoch: int = 0
+    before: Judgement | None = None  # of the model as it came, where that may be kept
 
     @property
     def judged(self) -> nn.Module:
@@ -55,10 +64,24 @@ class TrainState:
     def add(self, row: EpochRow) -> None:
         """Take in a finished epoch, and its weights if they are the best so far."""
         self.history.append(row)
-        best = self.history[self.best_epoch - 1]
-        if not self.best or _rank(row) > _rank(best):
+        if not self.best or _rank(row) > _rank(self.best_judgement):
             self.best_epoch = row["epoch"]
-            self.best = {k: v.detach().clone() for k, v in self.judged.state_dict().items()}
+            self._keep()
+
+    def add_before(self, judgement: Judgement) -> None:
+        """Take in what the model is worth before training: no epoch that is worse is kept."""
+        self.before = judgement
+        self._keep()
+
+    def _keep(self) -> None:
+        self.best = {k: v.detach().clone() for k, v in self.judged.state_dict().items()}
+
+    @property
+    def best_judgement(self) -> Judgement | EpochRow:
+        """Of the weights in `best`; epoch 0 is the model as it came."""
+        if self.best_epoch == 0 and self.before is not None:
+            return self.before
+        return self.history[self.best_epoch - 1]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data and tensors for a checkpoint."""
@@ -70,6 +93,7 @@ class TrainState:
             "history": self.history,
             "best": self.best,
             "best_epoch": self.best_epoch,
+            "before": self.before,
         }
 
     def load_dict(self, state: dict[str, Any]) -> None:
@@ -81,6 +105,7 @@ class TrainState:
         self.scheduler.load_state_dict(state["scheduler"])
         self.history = state["history"]
         self.best, self.best_epoch = state["best"], state["best_epoch"]
+        self.before = state["before"]
 
 
 def start(
@@ -159,19 +184,28 @@ class EpochRunner:
         cuda = (self.device.device,) if self.device.device.type == "cuda" else ()
         with seeded(derive_seed(self.settings.seed, "epoch", epoch), cuda):
             train_loss = self._train(state, epoch)
+        judgement = self.judge(state)
+        return {
+            "epoch": epoch + 1,
+            "lr": lr,
+            "train_loss": train_loss,
+            "val_loss": judgement["val_loss"],
+            "val_accuracy": judgement["val_accuracy"],
+            "val_accuracies": judgement["val_accuracies"],
+            "seconds": time.perf_counter() - began,
+        }
+
+    def judge(self, state: TrainState) -> Judgement:
+        """Validate on the source domains."""
         state.judged.eval()
         scores = {
             name: score(state.judged, loader, self.device, self.classes)
             for name, loader in self.val_batches.items()
         }
         return {
-            "epoch": epoch + 1,
-            "lr": lr,
-            "train_loss": train_loss,
             "val_loss": sum(loss for _, loss in scores.values()) / len(scores),
             "val_accuracy": sum(accuracy for accuracy, _ in scores.values()) / len(scores),
             "val_accuracies": {name: accuracy for name, (accuracy, _) in scores.items()},
-            "seconds": time.perf_counter() - began,
         }
 
     def _train(self, state: TrainState, epoch: int) -> float:
@@ -210,5 +244,5 @@ class EpochRunner:
         return float(loss.detach())
 
 
-def _rank(row: EpochRow) -> tuple[float, float]:
+def _rank(row: Judgement | EpochRow) -> tuple[float, float]:
     return row["val_accuracy"], -row["val_loss"]

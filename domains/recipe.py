@@ -48,6 +48,8 @@ class FinetuneSettings:
         A timm policy such as "rand-m7-mstd0.5-inc1" or "augmix-m3"; replaces the colour jitter.
     img_size : int or None
         None: the size the model was built for.
+    may_keep_start : bool
+        Validate the model as it comes too, and leave it so where no epoch is better.
     seed : int
         Decides order, augmentation, drop-out; each epoch and each image has its own stream, so
         that neither `num_workers` nor a resumed run changes the result.
@@ -85,6 +87,7 @@ class FinetuneSettings:
     random_erasing: float = 0.0
     auto_augment: str | None = None
     img_size: int | None = None
+    may_keep_start: bool = False
     seed: int = 0
     device: str | None = None
     amp: bool = False

@@ -20,7 +20,10 @@ from domains.split import Split
 
 @dataclass(frozen=True)
 class FinetuneResult:
-    """History of a fine-tuning and the epoch whose weights the model now has."""
+    """History of a fine-tuning and the epoch whose weights the model now has.
+
+    `best_epoch` 0 is the model as it came, where `may_keep_start` is set.
+    """
 
     history: list[EpochRow]
     best_epoch: int
@@ -90,10 +93,13 @@ def finetune(
         state = start(model, settings, device, len(runner.order))
         if saved is not None:
             state.load_dict(saved["state"])
+        if settings.may_keep_start and state.before is None and not state.history:
+            state.add_before(runner.judge(state))
         for epoch in range(len(state.history), settings.epochs):
             state.add(runner.run(state, epoch))
             save_checkpoint(folder, {"identity": identity, "state": state.to_dict()})
         model.load_state_dict(state.best)
-    best = state.history[state.best_epoch - 1]
     seconds = sum(row["seconds"] for row in state.history)
-    return FinetuneResult(state.history, state.best_epoch, best["val_accuracy"], seconds)
+    return FinetuneResult(
+        state.history, state.best_epoch, state.best_judgement["val_accuracy"], seconds
+    )

@@ -4,12 +4,14 @@ from pruners.allocation import allocate
 from pruners.gradient import Hessian, Taylor
 from pruners.magnitude import L1, L2, Random
 from pruners.metrics import METRICS, Metric, make_metric, register
-from pruners.pruning import prune, score
+from pruners.obs import OBS
+from pruners.pruning import prune, samples_wanted, score
 
 __all__ = [
     "L1",
     "L2",
     "METRICS",
+    "OBS",
     "Hessian",
     "Metric",
     "Random",
@@ -18,5 +20,6 @@ __all__ = [
     "make_metric",
     "prune",
     "register",
+    "samples_wanted",
     "score",
 ]

@@ -62,7 +62,7 @@ def _scored(
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
@@ -120,7 +120,7 @@ class Taylor(_Expansion):
         }
         step = grad_and_value(self._loss_of(model, fixed))
         count = 0
-        with _evaluating(model):
+        with evaluating(model):
             for inputs, targets in batches:
                 grads, loss = step(parameters, inputs, targets)
                 _check(loss, self.name)
@@ -159,7 +159,7 @@ class Hessian(_Expansion):
         parameters, fixed = _scored(model, graph)
         squares = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in parameters.items()}
         count = 0
-        with _evaluating(model):
+        with evaluating(model):
             for gradients, losses in self._per_sample(model, parameters, fixed, batches):
                 _check(losses, self.name)
                 for name, gradient in gradients.items():

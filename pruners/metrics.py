@@ -24,6 +24,12 @@ class Metric(Protocol):
         How it is called on the command line.
     needs_data : bool
         Whether `score` looks at batches.
+
+    Notes
+    -----
+    Two attributes may be left out. ``additive = True``: scores are rises of the loss, to be ranked
+    between groups as they are, by what a unit saves. ``num_samples = 256``: samples it looks at
+    when nothing is said, 64 otherwise.
     """
 
     name: str

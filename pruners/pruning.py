@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -9,19 +10,24 @@ import torch
 from torch import Tensor, nn
 
 from depgraph import DependencyGraph, DepgraphError, Plan, trace
-from pruners.allocation import (
+from pruners._choices import (
     NORMALISATIONS,
-    SCOPES,
-    allocate,
     check_choice,
     check_limits,
     choose_groups,
+    kind_choices,
 )
+from pruners.allocation import PER, SCOPES, allocate
+from pruners.basis import align_head_dims
+from pruners.compensation import compensate as refit
 from pruners.gradient import Loss
 from pruners.metrics import Batch, Metric, make_metric
 
 DEFAULT_SAMPLES = 64
-"""Samples that a metric with data looks at, unless told otherwise."""
+"""Samples that a metric with data looks at, unless told otherwise or it asks for more."""
+
+CALIBRATION_SAMPLES = 256
+"""Samples that the compensation is fitted to, where there are as many."""
 
 
 def prune(
@@ -37,8 +43,11 @@ def prune(
     round_to: int = 1,
     batches: Iterable[Batch] | None = None,
     min_units: int = 1,
-    normalise: str = "mean",
+    normalise: str | None = None,
+    per: str | None = None,
     num_samples: int | None = None,
+    compensate: bool | None = None,
+    num_calibration: int | None = None,
     seed: int = 0,
     loss: Loss | None = None,
 ) -> tuple[nn.Module, Plan]:
@@ -54,12 +63,21 @@ def prune(
         See `METRICS`; ``"l2"`` by default.
     ratio : float
         Share of the prunable units that is removed; 0.5 where there is no target.
-    target, scope, kinds, ignore, round_to, min_units, normalise
+    target, scope, kinds, ignore, round_to, min_units
         See `allocate`.
+    normalise, per : str, optional
+        See `allocate`. By default as the metric says: scores that are rises of the loss (``"obs"``)
+        are ranked as they are, by what a unit saves; all others ``"mean"`` and ``"unit"``.
     batches : iterable of (inputs, targets), optional
-        For metrics that need data; as many are taken as hold `num_samples`.
+        For metrics that need data, and for the compensation.
     num_samples : int, optional
-        Samples to score with, 64 by default.
+        Samples to score with, 64 by default (256 for ``"obs"``).
+    compensate : bool, optional
+        Turn the head dims to principal directions first (`pruners.basis`), and refit what reads the
+        units that stay afterwards (`pruners.compensation`). By default where there are batches.
+        Without it the result computes exactly what the model computes with the units switched off.
+    num_calibration : int, optional
+        Samples to compensate with; 256 by default, or as many as there are.
     seed : int
         For the random metric.
     loss : callable, optional
@@ -89,14 +107,22 @@ def prune(
     if ratio is not None and not 0 < ratio < 1:
         raise DepgraphError(f"ratio is {ratio}; the share removed must lie between 0 and 1")
     check_choice("scope", scope, SCOPES)
-    check_choice("normalise", normalise, NORMALISATIONS)
     check_limits(min_units, round_to)
+    scorer = make_metric(metric, seed=seed)
+    normalise, per = _ranking(scorer, target, scope, normalise, per)
+    compensate = batches is not None if compensate is None else compensate
+    if compensate and batches is None:
+        raise DepgraphError("compensation needs data; pass batches, or compensate=False")
     kinds = kinds if kinds is None or isinstance(kinds, str) else tuple(kinds)
     graph = trace(model, example_inputs)
-    choose_groups(graph, kinds, ignore)  # refuses before any scoring
-    scorer = make_metric(metric, seed=seed)
+    choose_groups(graph, kind_choices(graph, kinds)[-1], ignore)  # refuses before any scoring
     if loss is not None and hasattr(scorer, "loss"):
         scorer.loss = loss
+    calibration: list[Batch] = []
+    if compensate and batches is not None:
+        batches, calibration = _shared(model, scorer, batches, num_samples, num_calibration)
+        model = copy.deepcopy(model)
+        align_head_dims(model, graph, calibration, seed)
     scores = score(model, graph, scorer, batches, num_samples=num_samples)
     kept = allocate(
         graph,
@@ -109,9 +135,63 @@ def prune(
         round_to=round_to,
         min_units=min_units,
         normalise=normalise,
+        per=per,
     )
     plan = graph.plan(kept)
-    return plan.apply(model), plan
+    small = plan.apply(model)
+    if compensate:
+        refit(model, small, plan, calibration)
+    return small, plan
+
+
+def _ranking(
+    scorer: Metric,
+    target: Mapping[str, float] | None,
+    scope: str,
+    normalise: str | None,
+    per: str | None,
+) -> tuple[str, str]:
+    """What scores are divided by and ranked by: as said, or as suits the metric."""
+    additive = bool(getattr(scorer, "additive", False))
+    if normalise is None:
+        normalise = "none" if additive else "mean"
+    if per is None:
+        by_cost = additive and normalise == "none" and scope == "global"
+        per = ("params" if "params" in (target or {}) else "macs") if by_cost else "unit"
+    check_choice("normalise", normalise, NORMALISATIONS)
+    check_choice("per", per, PER)
+    return normalise, per
+
+
+def _shared(
+    model: nn.Module,
+    scorer: Metric,
+    batches: Iterable[Batch],
+    num_samples: int | None,
+    num_calibration: int | None,
+) -> tuple[list[Batch], list[Batch]]:
+    """What the metric and what the compensation look at, from batches that are read once."""
+    device = _device(model)
+    scoring = (num_samples or samples_wanted(scorer)) if scorer.needs_data else 0
+    calibrating = CALIBRATION_SAMPLES if num_calibration is None else num_calibration
+    if calibrating < 1:
+        raise DepgraphError(f"num_calibration is {num_calibration}; it must be at least 1")
+    taken = take_samples(batches, max(scoring, calibrating), device, exact=False)
+    count = sum(len(targets) for _, targets in taken)
+    if num_calibration is not None and count < num_calibration:
+        raise DepgraphError(
+            f"the batches hold {count} samples, fewer than num_calibration={num_calibration}"
+        )
+    return taken, take_samples(taken, calibrating, device, exact=False)
+
+
+def samples_wanted(scorer: Metric) -> int:
+    """Samples that a metric looks at when nothing is said."""
+    return int(getattr(scorer, "num_samples", DEFAULT_SAMPLES))
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 def score(
@@ -133,7 +213,7 @@ def score(
     metric : str or Metric
     batches : iterable of (inputs, targets), optional
     num_samples : int, optional
-        Samples to use, `DEFAULT_SAMPLES` by default.
+        Samples to use; by default `DEFAULT_SAMPLES`, or what the metric asks for.
     seed : int
         For the random metric.
 
@@ -153,22 +233,24 @@ def score(
             raise DepgraphError(
                 f"metric '{scorer.name}' needs data; pass batches=[(inputs, targets), ...]"
             )
-        device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        taken = take_samples(batches, num_samples, device)
+        wanted = samples_wanted(scorer) if num_samples is None else num_samples
+        taken = take_samples(batches, wanted, _device(model), exact=num_samples is not None)
     return scorer.score(model, graph, taken)
 
 
 def take_samples(
-    batches: Iterable[Batch], num_samples: int | None, device: torch.device
+    batches: Iterable[Batch], wanted: int, device: torch.device, exact: bool
 ) -> list[Batch]:
     """The first batches that together hold a number of samples, on a device.
 
     Parameters
     ----------
     batches : iterable of (inputs, targets)
-    num_samples : int or None
-        None takes up to `DEFAULT_SAMPLES`; a number given has to be there.
+    wanted : int
+        Samples to take.
     device : torch.device
+    exact : bool
+        Whether there have to be as many; otherwise fewer will do.
 
     Returns
     -------
@@ -179,9 +261,8 @@ def take_samples(
     DepgraphError
         When a batch has another form, or there are too few samples.
     """
-    wanted = DEFAULT_SAMPLES if num_samples is None else num_samples
     if wanted < 1:
-        raise DepgraphError(f"num_samples is {num_samples}; it must be at least 1")
+        raise DepgraphError(f"num_samples is {wanted}; it must be at least 1")
     taken: list[Batch] = []
     count = 0
     for batch in batches:
@@ -195,7 +276,7 @@ def take_samples(
             return taken
     if count == 0:
         raise DepgraphError("the batches hold no sample; pass at least one (inputs, targets)")
-    if num_samples is not None:
+    if exact:
         raise DepgraphError(f"the batches hold {count} samples, fewer than num_samples={wanted}")
     return taken
 

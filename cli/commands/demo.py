@@ -13,7 +13,7 @@ import torch
 import domains
 from cli.commands.run import show
 from cli.html import report_page
-from cli.options import Share, json_option, metric_option, seed_option
+from cli.options import Share, json_option, metric_and_kinds, metric_option, seed_option
 from cli.output import note, write_text
 from cli.pipeline import run_pipeline
 from cli.settings import RunSettings
@@ -52,7 +52,7 @@ def demo(
     family: str,
     target: str,
     ratio: float,
-    metric: str,
+    metric: str | None,
     out: Path,
     quick: bool,
     seed: int,
@@ -67,18 +67,19 @@ def demo(
     )
     found = domains.load_domains(root)
     split = domains.leave_one_out(found, target, seed=seed, split_by="stem")
+    chosen, kinds = metric_and_kinds(metric, ())
     said: dict[str, Any] = {"seed": seed, "device": "cpu"}
     said |= {"epochs": 1, "warmup_epochs": 0.5} if quick else {}
     settings = RunSettings(
         model=f"{domains.DIGITS_MODELS[family].name} (digits)",
         share={"ratio": ratio},
-        pruning={"metric": metric},
+        pruning={"metric": chosen, "kinds": kinds},
         dense=replace(domains.DIGITS_RECIPE, **said),
         recovery=replace(domains.DIGITS_RECOVERY, **said),
         timing=timing.TimingSettings(batch_size=16, seconds=1.0 if quick else 5.0),
         seed=seed,
     )
-    run_out = out / f"{family}-{target}-{metric}-{ratio:g}{'-quick' if quick else ''}-seed{seed}"
+    run_out = out / f"{family}-{target}-{chosen}-{ratio:g}{'-quick' if quick else ''}-seed{seed}"
     if (run_out / "result.json").exists():
         note(f"'{run_out}' is finished already; it is made anew")
         shutil.rmtree(run_out)

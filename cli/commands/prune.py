@@ -15,6 +15,7 @@ from cli.options import (
     budget,
     compute_options,
     json_option,
+    metric_and_kinds,
     model_options,
     out_option,
     pruning_options,
@@ -47,14 +48,17 @@ def prune(
     target_macs: float | None,
     target_params: float | None,
     target_latency: float | None,
-    metric: str,
+    metric: str | None,
     scope: str,
     kinds: tuple[str, ...],
     ignore: tuple[str, ...],
     round_to: int,
     min_units: int,
-    normalise: str,
+    normalise: str | None,
+    per: str | None,
     num_samples: int | None,
+    compensate: bool | None,
+    num_calibration: int | None,
     data: Path | None,
     target: str | None,
     split_by: str,
@@ -66,11 +70,14 @@ def prune(
 ) -> None:
     """Prune MODEL and save the smaller one in --out."""
     share = budget(ratio, target_macs, target_params, target_latency)
+    metric, chosen_kinds = metric_and_kinds(metric, kinds)
     scorer = pruners.make_metric(metric, seed=seed)
     if scorer.needs_data and data is None:
         raise DepgraphError(f"metric '{metric}' looks at images; say where with --data")
+    if compensate and data is None:
+        raise DepgraphError("--compensate looks at images; say where with --data")
     found = None
-    if data is not None and scorer.needs_data:
+    if data is not None and (scorer.needs_data or compensate is not False):
         found = domains.load_domains(data, progress=not as_json)
     if found is not None and num_classes is None and not Path(model_name).is_dir():
         num_classes = len(found.classes)
@@ -96,12 +103,15 @@ def prune(
         with_precision(scorer, device, amp),
         **share,
         scope=scope,
-        kinds=kinds or None,
+        kinds=chosen_kinds,
         ignore=ignore,
         round_to=round_to,
         min_units=min_units,
         normalise=normalise,
+        per=per,
         num_samples=num_samples,
+        compensate=compensate,
+        num_calibration=num_calibration,
         batches=batches,
         seed=seed,
     )
@@ -114,6 +124,7 @@ def prune(
         "metric": metric,
         **share,
         "scope": scope,
+        "compensated": batches is not None and compensate is not False,
         "seed": seed,
         "dense": {"params": dense, "macs": dense_macs},
         "pruned": {"params": plan.num_params, "macs": plan.macs},

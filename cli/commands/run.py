@@ -17,6 +17,7 @@ from cli.options import (
     compute_options,
     data_option,
     json_option,
+    metric_and_kinds,
     model_options,
     out_option,
     pruning_options,
@@ -66,14 +67,17 @@ def run(
     target_macs: float | None,
     target_params: float | None,
     target_latency: float | None,
-    metric: str,
+    metric: str | None,
     scope: str,
     kinds: tuple[str, ...],
     ignore: tuple[str, ...],
     round_to: int,
     min_units: int,
-    normalise: str,
+    normalise: str | None,
+    per: str | None,
     num_samples: int | None,
+    compensate: bool | None,
+    num_calibration: int | None,
     epochs: int | None,
     batch_size: int | None,
     lr: float | None,
@@ -95,6 +99,7 @@ def run(
     Nothing of the --target domain is used before the last step measures on it.
     """
     share = budget(ratio, target_macs, target_params, target_latency)
+    chosen_metric, chosen_kinds = metric_and_kinds(metric, kinds)
     found = domains.load_domains(data, progress=not as_json)
     split = domains.leave_one_out(found, target, seed=seed, split_by=split_by)  # type: ignore[arg-type]
 
@@ -119,14 +124,17 @@ def run(
         model=model_name,
         share=share,
         pruning={
-            "metric": metric,
+            "metric": chosen_metric,
             "scope": scope,
-            "kinds": kinds or None,
+            "kinds": chosen_kinds,
             "ignore": ignore,
             "round_to": round_to,
             "min_units": min_units,
             "normalise": normalise,
+            "per": per,
             "num_samples": num_samples,
+            "compensate": compensate is not False,
+            "num_calibration": num_calibration,
         },
         dense=None
         if dense is not None or dense_epochs == 0

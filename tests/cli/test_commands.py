@@ -61,7 +61,7 @@ def test_run_does_the_whole_job_and_resumes_to_the_same_result(
     result = invoke(*args)
     assert result.exit_code == 0, result.output
     row = json.loads(result.stdout)
-    assert row["target_domain"] == "wool" and row["metric"] == "hessian" and row["ratio"] == 0.5
+    assert row["target_domain"] == "wool" and row["metric"] == "obs" and row["ratio"] == 0.5
     for model in ("dense", "pruned"):
         assert set(row[model]["accuracy"]) == {"clay", "ink", "wool"}
         assert {"params", "macs", "latency_ms"} <= set(row[model])

@@ -1,0 +1,154 @@
+"""Second moments of what layers read and of the gradients that reach what they write.
+
+With ``x_t`` the input and ``g_t`` the gradient of the loss at place ``t`` of a sample, a change
+``D`` of the weights costs about ``1/2 sum_t (g_t . D x_t)^2``: the Gauss-Newton term, places taken
+one by one. It is kept as two factors, as in K-FAC, but with every place weighted by its gradient,
+since a place whose gradient is zero (patches in the last block of a model that reads the class
+token) may change freely.
+
+References
+----------
+Martens, Grosse: "Optimizing Neural Networks with Kronecker-factored Approximate Curvature", 2015.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pruners._calls import Call, Watch, first_tensor, readable, run
+from pruners.gradient import evaluating
+from pruners.metrics import Batch
+
+EVENNESS = 0.1
+"""Share of the mean weight that each place has besides its own."""
+
+Tap = Callable[[Call, Tensor, Tensor], None]
+"""What to do with a call, its output and the gradient of the output."""
+
+
+@dataclass
+class Moments:
+    """Of one layer; sums over places, means over samples.
+
+    Attributes
+    ----------
+    inputs : Tensor (in + 1, in + 1)
+        ``sum_t w_t x_t x_t^T``, ``x_t`` ending with a one, for the bias.
+    gradients : Tensor (out, out)
+        ``sum_t g_t g_t^T / sum_t |g_t|^2``; of trace one.
+    """
+
+    inputs: Tensor
+    gradients: Tensor
+
+
+def layer_moments(
+    model: nn.Module, weights: Iterable[str], batches: Sequence[Batch], seed: int = 0
+) -> dict[str, Moments]:
+    """Moments of linear layers and convolutions, by the name of the weight.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Stays as it is.
+    weights : iterable of str
+        Those the model never calls as a layer are left out of the result.
+    batches : sequence of (inputs, targets)
+    seed : int
+        Of the labels, see `watch_gradients`.
+
+    Returns
+    -------
+    dict of str to Moments
+        In float64 on the device of the model.
+    """
+    sums: dict[str, list[Tensor]] = {}
+
+    def tap(call: Call, output: Tensor, gradient: Tensor) -> None:
+        x, g = call.rows, call.flat(gradient)
+        if call.weight not in sums:
+            sizes = (x.shape[-1] + 1, g.shape[-1])
+            sums[call.weight] = [x.new_zeros(n, n, dtype=torch.float64) for n in sizes]
+        x = F.pad(x, (0, 1), value=1.0).flatten(0, 1)
+        sums[call.weight][0] += weighted_moment(x, place_weights(g).flatten())
+        sums[call.weight][1] += weighted_moment(g.flatten(0, 1))
+
+    count = watch_gradients(model, set(weights), batches, tap, seed)
+    return {
+        name: Moments(inputs / count, gradients / gradients.trace().clamp_min(1e-30))
+        for name, (inputs, gradients) in sums.items()
+    }
+
+
+def place_weights(gradient: Tensor) -> Tensor:
+    """Squared length of each place's gradient (..., places, d), evened out a little."""
+    squares = gradient.float().square().sum(-1)
+    return squares + EVENNESS * squares.mean()
+
+
+def weighted_moment(rows: Tensor, weights: Tensor | None = None) -> Tensor:
+    """``sum_t w_t x_t x_t^T`` of (t, d) rows, in float64."""
+    rows = rows.float()
+    other = rows if weights is None else rows * weights[:, None]
+    return (other.T @ rows).double()
+
+
+def watch_gradients(
+    model: nn.Module, weights: set[str], batches: Sequence[Batch], tap: Tap, seed: int = 0
+) -> int:
+    """Run the model forward and backward, and look at each layer with its gradient.
+
+    Parameters
+    ----------
+    model : nn.Module
+        In evaluation mode meanwhile; no ``.grad`` is touched.
+    weights : set of str
+    batches : sequence of (inputs, targets)
+        The targets are not read: labels are drawn from what the model predicts, for which the
+        squared gradient is the Gauss-Newton matrix in expectation, however well it is trained.
+    tap : callable
+    seed : int
+        Of the labels.
+
+    Returns
+    -------
+    int
+        Number of samples.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    count = 0
+    wanted = [p for p in model.parameters() if p.requires_grad]
+    try:
+        for parameter in wanted:
+            parameter.requires_grad_(False)
+        for inputs, targets in batches:
+            _one_batch(model, weights, inputs, tap, generator)
+            count += len(targets)
+    finally:
+        for parameter in wanted:
+            parameter.requires_grad_(True)
+    return count
+
+
+def _one_batch(
+    model: nn.Module, weights: set[str], inputs: object, tap: Tap, generator: torch.Generator
+) -> None:
+    def after(call: Call, output: Tensor) -> Tensor:
+        if readable(call):
+            if not output.requires_grad:
+                output.requires_grad_()
+            output.register_hook(lambda gradient: tap(call, output.detach(), gradient))
+        return output
+
+    with evaluating(model), torch.enable_grad():
+        with Watch(model, weights, after):
+            logits = first_tensor(run(model, inputs)).flatten(0, -2).float()
+        shares = logits.detach().softmax(-1).cpu()
+        labels = torch.multinomial(shares, 1, generator=generator).flatten().to(logits.device)
+        if logits.requires_grad:
+            F.cross_entropy(logits, labels, reduction="sum").backward()
