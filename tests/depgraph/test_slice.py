@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import functools
 
 import pytest
 import timm
@@ -205,18 +207,29 @@ def test_a_generated_forward_refuses_an_argument_it_was_not_made_for() -> None:
         attention(torch.randn(1, 17, 24), attn_mask=torch.zeros(17, 17))
 
 
+@functools.cache
+def _local_output() -> type:
+    """A dataclass that lives within a function: no import finds it."""
+
+    @dataclasses.dataclass
+    class Output:
+        logits: Tensor
+
+    return Output
+
+
 class _Stubborn(nn.Module):
-    """Checks its own width, and takes arguments that no generated forward can name."""
+    """Checks its own width, and returns a class that no generated forward can name."""
 
     def __init__(self) -> None:
         super().__init__()
         self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 2)
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        hidden = self.a(inputs[0])
+    def forward(self, inputs: Tensor) -> object:
+        hidden = self.a(inputs)
         if hidden.shape[-1] != 6:
             raise ValueError("the width must be six")
-        return self.b(hidden)
+        return _local_output()(self.b(hidden))
 
 
 def test_a_model_that_cannot_follow_is_left_as_it_was() -> None:
