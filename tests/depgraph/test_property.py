@@ -140,6 +140,23 @@ def test_a_wrong_size_that_broadcasts_is_found_where_it_arises():
     assert relative_difference(small(x), expected) < 1e-9
 
 
+class _Unruled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.logcumsumexp(self.a(x), dim=1)
+        x = self.b(x).reshape(x.shape[0], 4, 2, 4).flatten(2)
+        return self.c(x)
+
+
+def test_a_generated_forward_behind_an_op_without_a_rule_takes_any_batch():
+    model = randomise(nn.Sequential(_Unruled())).double().eval()
+    x = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0)).double()
+    assert all(try_model(model, x[:2], x, seed).prunable == 2 for seed in range(6))
+
+
 def test_a_trial_notices_a_wrong_index(monkeypatch: pytest.MonkeyPatch):
     from depgraph import slice as slicer
 
