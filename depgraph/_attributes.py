@@ -21,6 +21,7 @@ _PARAMETER_SIZES: tuple[tuple[type[nn.Module], dict[str, tuple[str, int]]], ...]
     (nn.Linear, {"out_features": ("weight", 0), "in_features": ("weight", 1)}),
     (nn.modules.batchnorm._NormBase, {"num_features": ("weight", 0)}),
     (nn.GroupNorm, {"num_channels": ("weight", 0)}),
+    (nn.PReLU, {"num_parameters": ("weight", 0)}),
     (nn.Embedding, {"num_embeddings": ("weight", 0), "embedding_dim": ("weight", 1)}),
 )
 """What torch's own layers call the dimensions of their parameters."""
@@ -167,6 +168,8 @@ def candidates(
 
 
 def _counts_positions(path: tuple[Any, ...]) -> bool:
+    if path[0] == "unflattened_size":  # of nn.Unflatten, which parts channels as well as positions
+        return False
     words = {word for key in path if isinstance(key, str) for word in key.lower().split("_")}
     return not words.isdisjoint(_OF_POSITIONS) or "cfg" in words or "config" in words
 

@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from depgraph.algebra import Algebra
-from depgraph.axes import Axis, axis_size
+from depgraph.axes import Axis, axis_size, same
 from depgraph.trace import Trace, shape
 
 Axes = list[Axis]
@@ -173,11 +173,23 @@ class Propagation:
             self.freeze(operand, reason)
         value = node.meta.get("val")
         if isinstance(value, (tuple, list)):
-            return [
-                [self.algebra.new(int(size), reason) for size in getattr(item, "shape", ())]
-                for item in value
-            ]
-        return self.new(node, reason)
+            sizes = [tuple(getattr(item, "shape", ())) for item in value]
+            return [self._opaque(node, size, reason) for size in sizes]
+        return self._opaque(node, shape(node), reason)
+
+    def _opaque(self, node: fx.Node, sizes: Sequence[int], reason: str) -> Axes:
+        """Frozen axes of a result; a leading dimension as long as the batch is taken to be it.
+
+        So a forward that is generated from here on still runs on other batches.
+        """
+        axes = [self.algebra.new(int(size), reason) for size in sizes]
+        batch = self._dims[self.trace.inputs[0]][:1] if self.trace.batch > 1 else []
+        led = any(
+            same(self.axes(x)[:1][0], batch[0])
+            for x in node.all_input_nodes
+            if batch and self.axes(x)
+        )
+        return [*batch, *axes[1:]] if led and sizes[:1] == (self.trace.batch,) else axes
 
 
 def op_name(node: fx.Node) -> str:

@@ -318,7 +318,8 @@ class _Slicer:
         path = mismatch.module
         while path in edits.classes or not self.calls.get(path) or self._is_layer(path):
             if not path:
-                raise mismatch
+                path = self._culprit(edits, mismatch)
+                break
             path = path.rpartition(".")[0]
         alike = [
             name
@@ -337,6 +338,17 @@ class _Slicer:
         except DepgraphError as error:
             text = f"{mismatch}; a forward of other sizes cannot be generated either: {error}"
             raise DepgraphError(text) from error
+
+    def _culprit(self, edits: Edits, mismatch: Mismatch) -> str:
+        """The innermost module that gives other shapes than predicted, though its inputs fit.
+
+        A dimension of which one unit is left broadcasts, and the error shows elsewhere.
+        """
+        for name in sorted(self.calls, key=lambda name: -name.count(".")):
+            known = not name or name in edits.classes or self._is_layer(name)
+            if not known and not self._runs(name, edits.attributes.get(name, {}), edits):
+                return name
+        raise mismatch
 
     def _refit(self, name: str, edits: Edits) -> bool:
         """Look for attributes of a module with which it runs; whether they are other ones."""

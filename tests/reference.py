@@ -126,6 +126,8 @@ class KeptStatistics(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         name = getattr(func, "__name__", "")
+        if name == "_weight_norm":  # a weight that is switched off has no direction
+            return func(*args, **(kwargs or {})).nan_to_num()
         if name not in _OVER_KEPT:
             return func(*args, **(kwargs or {}))
         traced, kept = next(self._calls)

@@ -42,11 +42,19 @@ from depgraph.trace import shape
     "aten.softplus",
     "aten.log_sigmoid",
     "aten.threshold",
-    "aten.prelu",
 )
 def pointwise(p: Propagation, node: fx.Node) -> Axes:
     """All operands broadcast against each other."""
     return broadcast(p, node, [(x, len(shape(x))) for x in node.all_input_nodes])
+
+
+@rule("aten.prelu")
+def prelu(p: Propagation, node: fx.Node) -> Axes:
+    """The slopes lie along dimension 1, or there is one for all."""
+    x, slopes = node.all_input_nodes
+    if shape(slopes) != (1,) and len(shape(x)) > 1:
+        p.join(node, (x, 1), (slopes, 0))
+    return p.axes(x)
 
 
 @rule("aten.to", "aten.type_as")

@@ -11,9 +11,10 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+import depgraph
 from depgraph.axes import Atom, Axis, axis_size
 from tests.networks import KINDS, STARTS, Network
-from tests.reference import randomise
+from tests.reference import masked_output, randomise, relative_difference
 from tests.trial import Failure, shrink, try_model, try_network
 
 NETWORKS = st.builds(
@@ -87,6 +88,15 @@ def range_whose_start_moves(x: Tensor) -> Tensor:
     return torch.cat([x[..., :2], x[..., 2:6].tanh(), x[..., 6:]], dim=-1)
 
 
+class _Slopes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.slopes = nn.PReLU(12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.slopes(x.mT).mT
+
+
 ONCE_FAILED = {
     "sizes of unflatten": (lambda x: x.unflatten(-1, (3, 4)).transpose(-1, -2).flatten(-2), 12),
     "unflatten in the middle": (lambda x: x.mT.unflatten(1, (3, 4)).sum(2).mT, 3),
@@ -96,6 +106,11 @@ ONCE_FAILED = {
     "a range of the same length elsewhere": (range_whose_start_moves, 12),
     "a start counted from the end": (lambda x: x[..., -5:], 5),
     "every second channel": (lambda x: x[..., 1::2], 6),
+    "slopes along dimension 1": (_Slopes(), 12),
+    "sizes in a layer without parameters": (
+        nn.Sequential(nn.Unflatten(-1, (3, 4)), nn.GELU(), nn.Flatten(-2)),
+        12,
+    ),
     "normalized shape of a function": (lambda x: F.rms_norm(x, (12,)), 12),
 }
 
@@ -104,6 +119,42 @@ ONCE_FAILED = {
 def test_what_once_failed_is_exact_and_still_prunable(name: str):
     compute, outer = ONCE_FAILED[name]
     assert tried(compute, outer) > 0
+
+
+class _CutAndAdded(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(12, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)[..., :12] + x
+
+
+def test_a_wrong_size_that_broadcasts_is_found_where_it_arises():
+    model = nn.Sequential(nn.Linear(5, 12), _CutAndAdded(), nn.Linear(12, 3)).double().eval()
+    graph = depgraph.trace(model, torch.randn(2, 4, 5).double())
+    kept = {g.name: [0] if g.size == 12 else [0, 1] for g in graph.prunable}
+    small = graph.plan(kept).apply(model)
+    x = torch.randn(3, 4, 5).double()
+    expected = masked_output(model, graph, graph.plan(kept), x)
+    assert relative_difference(small(x), expected) < 1e-9
+
+
+class _Unruled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.logcumsumexp(self.a(x), dim=1)
+        x = self.b(x).reshape(x.shape[0], 4, 2, 4).flatten(2)
+        return self.c(x)
+
+
+def test_a_generated_forward_behind_an_op_without_a_rule_takes_any_batch():
+    model = randomise(nn.Sequential(_Unruled())).double().eval()
+    x = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0)).double()
+    assert all(try_model(model, x[:2], x, seed).prunable == 2 for seed in range(6))
 
 
 def test_a_trial_notices_a_wrong_index(monkeypatch: pytest.MonkeyPatch):

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.networks import attention, images, tokens
+from tests.networks import attention, images, tokens, unusual
 from tests.networks.writer import Block, Shape, Writer
 
 STARTS: dict[str, Shape] = {"tokens": (6, 12), "image": (3, 8, 8), "words": (6,)}
@@ -38,6 +38,17 @@ ON_TOKENS: dict[str, Writer] = {
     "sums": tokens.sums,
     "in_place": tokens.in_place,
     "tied": tokens.tied,
+    "outer": unusual.outer,
+    "library": unusual.library,
+    "loop": unusual.loop,
+    "padded": unusual.padded,
+    "maxout": unusual.maxout,
+    "merged": unusual.merged,
+    "rotary": unusual.rotary,
+    "looked_up": unusual.looked_up,
+    "unruled": unusual.unruled,
+    "nested": unusual.nested,
+    "rows": unusual.norm_of_rows,
     "resample": tokens.shorter,
     "switch": tokens.to_image,
 }

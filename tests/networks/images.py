@@ -15,7 +15,7 @@ def convolution(b: Block, shape: Shape) -> Shape:
     groups = width if kind == "depthwise" else groups
     bias = f"bias={b.flag()}"
     if kind == "transposed":
-        groups = b.pick(1, 1, 2) if outer % 2 == 0 else 1
+        groups = b.pick(1, 1, 2) if outer % 2 == width % 2 == 0 else 1
         layer = f"nn.ConvTranspose2d({width}, {outer}, 2, 2, groups={groups}, {bias})"
         high, wide = 2 * high, 2 * wide
     elif kind == "pointwise":
