@@ -11,7 +11,6 @@ import click
 import torch
 
 import domains
-
 from pruners import METRICS, make_metric
 from pruners._choices import AUTO, NORMALISATIONS
 from pruners.allocation import PER, SCOPES

@@ -70,8 +70,12 @@ def finetune(
     settings = recovery_settings(
         recipe or domains.default_recipe(compensated=share is not None),
         share,
-        **{"epochs": epochs, "batch_size": batch_size, "lr": lr},
-        **{"seed": seed, "device": device, "amp": amp},
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        seed=seed,
+        device=device,
+        amp=amp,
     )
     out = out or saved_in(directory) or directory
     trained = domains.finetune(
