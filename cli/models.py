@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import logging
 import pickle
 import sys
@@ -150,6 +151,18 @@ def saved_in(directory: Path) -> Path | None:
         if (place / "structure.json").exists():
             return place
     return None
+
+
+def compensated_share(directory: Path) -> float | None:
+    """Share of the MACs that `prune` left in this directory, if it compensated the cut."""
+    record = directory / "prune.json"
+    if not record.exists():
+        return None
+    try:
+        row = json.loads(record.read_text(encoding="utf-8"))
+        return row["pruned"]["macs"] / row["dense"]["macs"] if row["compensated"] else None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DepgraphError(f"'{record}' is no record that prune wrote ({error})") from error
 
 
 def dense_of(directory: Path) -> Path | None:

@@ -10,6 +10,7 @@ from typing import Any
 import click
 import torch
 
+import domains
 from pruners import METRICS, make_metric
 from pruners._choices import AUTO, NORMALISATIONS
 from pruners.allocation import PER, SCOPES
@@ -109,6 +110,15 @@ metric_option = click.option(
     "--metric",
     callback=_metric,
     help=f"One of {', '.join(METRICS)}; by default {BEST_METRIC}, on kinds {AUTO}.",
+)
+
+
+recipe_option = click.option(
+    "--recipe",
+    type=click.Choice(list(domains.RECIPES)),
+    help="How to train after pruning: "
+    + "; ".join(f"{name} ({recipe.cost})" for name, recipe in domains.RECIPES.items())
+    + "  [gentle after a compensated cut, else strong].",
 )
 
 

@@ -156,7 +156,7 @@ class _Stages:
 
     def recovered(self) -> None:
         """The pruned model, fine-tuned again."""
-        recipe, distill = self.settings.recovery, self.settings.distill
+        recipe, distill = self._recovery(), self.settings.distill
 
         def make() -> dict[str, Any]:
             teacher = self._load("dense") if distill else None
@@ -164,6 +164,12 @@ class _Stages:
 
         made_with = {**self._protocol(), "recipe": deciding(recipe), "distill": distill}
         self._stage("pruned", made_with, make)
+
+    def _recovery(self) -> FinetuneSettings | None:
+        recipe = self.settings.recovery
+        if recipe is None or not self.settings.lr_by_share:
+            return recipe
+        return domains.scale_lr(recipe, self.records["pruned-only"]["macs_kept"])
 
     def _load(self, name: str) -> nn.Module:
         return depgraph.load(self.out / name).eval()
@@ -181,13 +187,14 @@ class _Stages:
             seed=settings.seed,
         )
         depgraph.save(small.cpu(), self.out / "pruned-only")
-        kinds = {g.name: g.kind for g in depgraph.trace(dense, example_inputs(dense)).groups}
+        graph = depgraph.trace(dense, example_inputs(dense))
+        kinds = {g.name: g.kind for g in graph.groups}
         kept = {name: len(plan.kept_units.get(name, range(n))) for name, n in plan.sizes.items()}
         groups = [
             {"name": name, "kind": kinds[name], "size": size, "kept": kept[name]}
             for name, size in plan.sizes.items()
         ]
-        return {"groups": groups}
+        return {"groups": groups, "macs_kept": plan.macs / graph.macs}
 
     def result(self) -> dict[str, Any]:
         """Accuracies, sizes and speeds, as one row."""

@@ -26,6 +26,8 @@ class RunSettings:
         Other arguments of `pruners.prune`; the metric by name.
     dense, recovery : FinetuneSettings
         Before and after pruning; None leaves the training out.
+    lr_by_share : bool
+        Divide the rate of `recovery` by the share of the MACs that is left.
     origin : dict
         What else decides the result: weights, arguments of the model, the split.
     distill : bool
@@ -43,6 +45,7 @@ class RunSettings:
     recovery: FinetuneSettings | None
     origin: dict[str, Any] = field(default_factory=dict)
     distill: bool = False
+    lr_by_share: bool = False
     timing: timing.TimingSettings = field(default_factory=timing.TimingSettings)
     device: str = "cpu"
     amp: bool = False
@@ -53,9 +56,20 @@ class RunSettings:
         return asdict(self)
 
 
-def recovery_settings(**said: Any) -> FinetuneSettings:
-    """The recipe after pruning, with what was said on the command line in its place."""
-    return _settings(domains.RECOVERY, said)
+def recovery_settings(recipe: str, share: float | None = None, **said: Any) -> FinetuneSettings:
+    """A recipe after pruning, with what was said on the command line in its place.
+
+    Parameters
+    ----------
+    recipe : str
+        One of `domains.RECIPES`.
+    share : float, optional
+        Of the MACs that is left, where it is known.
+    said : object
+        None for what was not said.
+    """
+    chosen = domains.RECIPES[recipe]
+    return _settings(chosen.settings if share is None else chosen.settings_for(share), said)
 
 
 def dense_settings(**said: Any) -> FinetuneSettings:

@@ -16,7 +16,7 @@ from domains.digits_recipe import (
 )
 from domains.evaluation import Batches, batches, evaluate
 from domains.folders import DomainData, Sample, load_domains
-from domains.recipe import RECOVERY, FinetuneSettings
+from domains.recipe import RECIPES, RECOVERY, FinetuneSettings, Recipe, default_recipe, scale_lr
 from domains.split import Split, leave_one_out
 from domains.training import FinetuneResult, finetune
 
@@ -24,6 +24,7 @@ __all__ = [
     "DIGITS_MODELS",
     "DIGITS_RECIPE",
     "DIGITS_RECOVERY",
+    "RECIPES",
     "RECOVERY",
     "Batches",
     "DemoModel",
@@ -31,15 +32,18 @@ __all__ = [
     "EpochRow",
     "FinetuneResult",
     "FinetuneSettings",
+    "Recipe",
     "Sample",
     "Split",
     "batches",
+    "default_recipe",
     "digits_model",
     "evaluate",
     "finetune",
     "image_size",
     "leave_one_out",
     "load_domains",
+    "scale_lr",
     "timing",
     "write_digits",
 ]

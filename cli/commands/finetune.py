@@ -8,11 +8,12 @@ import click
 
 import depgraph
 import domains
-from cli.models import load_saved, saved_in
+from cli.models import compensated_share, load_saved, saved_in
 from cli.options import (
     compute_options,
     data_option,
     json_option,
+    recipe_option,
     resume_option,
     seed_option,
     split_option,
@@ -29,6 +30,7 @@ from cli.settings import recovery_settings
 @target_option
 @split_option
 @training_options
+@recipe_option
 @click.option(
     "--teacher",
     type=click.Path(path_type=Path),
@@ -51,6 +53,7 @@ def finetune(
     epochs: int | None,
     batch_size: int | None,
     lr: float | None,
+    recipe: str | None,
     teacher: Path | None,
     out: Path | None,
     resume: bool,
@@ -63,8 +66,16 @@ def finetune(
     found = domains.load_domains(data, progress=not as_json)
     model = load_saved(directory, num_classes=len(found.classes), seed=seed)
     split = domains.leave_one_out(found, target, seed=seed, split_by=split_by)  # type: ignore[arg-type]
+    share = compensated_share(saved_in(directory) or directory)
     settings = recovery_settings(
-        epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, device=device, amp=amp
+        recipe or domains.default_recipe(compensated=share is not None),
+        share,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        seed=seed,
+        device=device,
+        amp=amp,
     )
     out = out or saved_in(directory) or directory
     trained = domains.finetune(

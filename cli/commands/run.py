@@ -21,6 +21,7 @@ from cli.options import (
     model_options,
     out_option,
     pruning_options,
+    recipe_option,
     resume_option,
     seconds_option,
     seed_option,
@@ -45,7 +46,10 @@ from domains import timing
 @click.option("--dense-epochs", type=click.IntRange(0), help="Epochs before pruning  [6].")
 @click.option("--dense-lr", type=click.FloatRange(0, min_open=True), help="Rate before pruning.")
 @click.option("--dense", type=click.Path(path_type=Path), help="Dense model fine-tuned earlier.")
-@click.option("--distill/--no-distill", default=False, help="Learn from the dense model too.")
+@recipe_option
+@click.option(
+    "--distill/--no-distill", default=None, help="Learn from the dense model too  [by recipe]."
+)
 @batch_size_option(1, "--bench-batch-size", "Images timed at once.")
 @seconds_option(10.0)
 @out_option
@@ -84,7 +88,8 @@ def run(
     dense_epochs: int | None,
     dense_lr: float | None,
     dense: Path | None,
-    distill: bool,
+    recipe: str | None,
+    distill: bool | None,
     bench_batch_size: int,
     bench_seconds: float,
     out: Path,
@@ -119,7 +124,8 @@ def run(
         check_classes(model, len(found.classes), data)
         return model
 
-    said = {"batch_size": batch_size, "seed": seed, "device": device, "amp": amp}
+    recipe = recipe or domains.default_recipe(compensated=compensate is not False)
+    said: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "device": device, "amp": amp}
     settings = RunSettings(
         model=model_name,
         share=share,
@@ -139,7 +145,7 @@ def run(
         dense=None
         if dense is not None or dense_epochs == 0
         else dense_settings(epochs=dense_epochs, lr=dense_lr, **said),
-        recovery=None if epochs == 0 else recovery_settings(epochs=epochs, lr=lr, **said),
+        recovery=None if epochs == 0 else recovery_settings(recipe, epochs=epochs, lr=lr, **said),
         origin={
             "pretrained": pretrained,
             "weights": None if weights is None else str(weights),
@@ -149,7 +155,8 @@ def run(
             "model_args": model_args,
             "split_by": split_by,
         },
-        distill=distill,
+        distill=domains.RECIPES[recipe].distill if distill is None else distill,
+        lr_by_share=domains.RECIPES[recipe].by_share and lr is None,
         timing=timing.TimingSettings(
             batch_size=bench_batch_size,
             device=device,
