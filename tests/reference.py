@@ -204,13 +204,13 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
         if not tensor.is_floating_point():
             continue
         noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
-        if name.endswith("running_var"):
+        if name.endswith("var"):
             values = 0.5 + noise.square()
         elif name.endswith("weight") and tensor.ndim > 1:
             values = noise * tensor[0].numel() ** -0.5
         elif name.endswith("weight"):
             values = 1 + 0.3 * noise
-        elif name.endswith("running_var"):
+        elif name.endswith("var"):
             values = 1 + 0.3 * noise.abs()
         else:
             values = 0.5 * noise
