@@ -192,6 +192,18 @@ def _check_name(name: str, download: bool) -> None:
         )
 
 
+def create_model(name: str, arguments: dict[str, Any]) -> nn.Module:
+    """A timm model as its constructor leaves it.
+
+    Raises
+    ------
+    DepgraphError
+        For a name that timm does not know, and arguments its constructor refuses.
+    """
+    _check_name(name, False)
+    return _create(name, False, arguments)
+
+
 def _create(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:
     # The hub's client tells of each of its retries; what came of them is told below.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)

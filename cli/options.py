@@ -152,8 +152,7 @@ def batch_size_option(
     return click.option(name, type=click.IntRange(1), default=default, show_default=True, help=says)
 
 
-model_options = _combined(
-    click.argument("model_name", metavar="MODEL"),
+_model_details = (
     click.option("--pretrained/--no-pretrained", default=True, help="timm's weights, or random."),
     click.option(
         "--weights",
@@ -170,6 +169,15 @@ model_options = _combined(
         metavar="KEY=VALUE",
         help="Argument of the model's constructor; may be given again.",
     ),
+)
+model_options = _combined(
+    click.argument("model_name", metavar="MODEL"),
+    *_model_details,
+)
+
+optional_model_options = _combined(
+    click.argument("model_name", metavar="MODEL", required=False),
+    *_model_details,
 )
 
 compute_options = _combined(

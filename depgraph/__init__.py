@@ -5,7 +5,7 @@ from depgraph.graph import DependencyGraph, count_macs, trace
 from depgraph.groups import Group, Member
 from depgraph.plan import Plan
 from depgraph.propagate import rule
-from depgraph.store import load, plans_of, save
+from depgraph.store import load, load_structure, plans_of, save
 
 __all__ = [
     "DependencyGraph",
@@ -15,6 +15,7 @@ __all__ = [
     "Plan",
     "count_macs",
     "load",
+    "load_structure",
     "plans_of",
     "rule",
     "save",

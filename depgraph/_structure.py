@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from depgraph._program import original_class, programmed_class
-from depgraph._trusted import load_object, qualified_name
+from depgraph._trusted import TRUSTED, is_trusted, load_object, qualified_name
 from depgraph.errors import DepgraphError
 
 _INTERNAL = frozenset(vars(nn.Module())) | {"depgraph_plans"}
@@ -33,17 +33,24 @@ _CONTAINERS: dict[str, Callable[[Any], Any]] = {
 class Encoder:
     """Turns a module tree into plain data and collects its tensors.
 
+    Parameters
+    ----------
+    weights_elsewhere : bool
+        Whether parameters and persistent buffers may lie on the meta device.
+
     Attributes
     ----------
     parameters, buffers, loose : dict of str to Tensor
         Parameters and persistent buffers; other buffers; tensors held as plain attributes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, weights_elsewhere: bool = False) -> None:
+        self._weights_elsewhere = weights_elsewhere
         self.persistent: dict[str, Tensor] = {}
         self.transient: dict[str, Tensor] = {}
         self._tensor_names: dict[int, str] = {}
         self._module_names: dict[int, str] = {}
+        self._instances: dict[int, int] = {}
 
     def module(self, module: nn.Module, name: str = "") -> dict[str, Any]:
         """One module and everything below it."""
@@ -81,7 +88,7 @@ class Encoder:
         if tensor is None:
             return None
         name = self._tensor_names.setdefault(id(tensor), name.lstrip("."))
-        if tensor.is_meta:
+        if tensor.is_meta and not (persistent and self._weights_elsewhere):
             raise DepgraphError(f"'{name}' is on the meta device; a model without weights has none")
         store = self.persistent if persistent else self.transient
         store.setdefault(name, tensor.detach())
@@ -109,10 +116,20 @@ class Encoder:
             return {"partial": [self.value(part, where) for part in parts]}
         if isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType)):
             return {"object": qualified_name(value, where)}
+        if hasattr(value, "__dict__") and is_trusted(type(value)):
+            return {"instance": self._instance(value, where)}
         raise DepgraphError(
             f"attribute '{where}' is a {type(value).__name__}, which is no plain data; "
             "remove it, or save model.state_dict() and the plan's JSON instead"
         )
+
+    def _instance(self, value: Any, where: str) -> list[Any]:
+        """An object of a trusted package, such as a configuration that many modules share."""
+        if id(value) in self._instances:
+            return [self._instances[id(value)]]
+        number = self._instances.setdefault(id(value), len(self._instances))
+        state = {key: self.value(item, f"{where}.{key}") for key, item in vars(value).items()}
+        return [number, qualified_name(type(value), where), state]
 
 
 class Decoder:
@@ -122,6 +139,7 @@ class Decoder:
         self._tensors = tensors
         self._parameters: dict[str, nn.Parameter] = {}
         self._modules: dict[str, nn.Module] = {}
+        self._instances: dict[int, Any] = {}
 
     def module(self, data: dict[str, Any], name: str = "") -> nn.Module:
         """One module and everything below it."""
@@ -178,7 +196,19 @@ class Decoder:
             return getattr(torch, inner)
         if kind == "device":
             return torch.device(inner)
+        if kind == "instance":
+            return self._instance(*inner)
         if kind == "partial":
             function, args, kwargs = map(self.value, inner)
             return functools.partial(function, *args, **kwargs)
         return load_object(inner)
+
+    def _instance(self, number: int, name: str = "", state: dict[str, Any] | None = None) -> Any:
+        if state is not None:
+            cls: Any = load_object(name)
+            if not isinstance(cls, type) or not is_trusted(cls):
+                raise DepgraphError(f"'{name}' is no class of {', '.join(TRUSTED)}")
+            made: Any = cls.__new__(cls)  # type: ignore[call-overload]
+            self._instances[number] = made
+            vars(made).update((key, self.value(item)) for key, item in state.items())
+        return self._instances[number]

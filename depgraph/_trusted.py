@@ -13,6 +13,11 @@ TRUSTED = ("torch", "timm", "torchvision", "transformers", "depgraph")
 """Packages that a structure may import by itself; others must have been imported before."""
 
 
+def is_trusted(cls: type) -> bool:
+    """Whether a class comes from a package that a structure may import by itself."""
+    return cls.__module__.partition(".")[0] in TRUSTED
+
+
 def qualified_name(found: Any, where: str) -> str:
     """``"package.module:Qualified.name"`` of a class or function.
 

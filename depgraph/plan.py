@@ -64,6 +64,10 @@ class Plan:
     inputs: Any = field(repr=False)
     _graph: DependencyGraph | None = field(default=None, repr=False, compare=False)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Plan:
+        """A plan does not change: copies of the model that carries it share it."""
+        return self
+
     @cached_property
     def kept(self) -> dict[str, dict[int, Tensor]]:
         """Indices kept of the original parameter, by name and dimension of a prunable group."""

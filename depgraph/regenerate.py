@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.immutable_collections import immutable_dict, immutable_list
 from torch.utils import _pytree as pytree
 
 from depgraph._program import (
@@ -74,6 +75,9 @@ class Regenerator:
         self._kept = kept
         self._model = model
         self._whole: dict[bool, Propagation | None] = {}
+        self._names_of: dict[int, list[str]] = {}
+        for name, child in model.named_modules(remove_duplicate=False):
+            self._names_of.setdefault(id(child), []).append(name)
 
     def generate(
         self, module: nn.Module, call: ModuleCall, tensors: Mapping[str, str]
@@ -118,9 +122,10 @@ class Regenerator:
         found = [] if p is None else [c for c in p.trace.calls if c.name == call.name]
         if p is None or not found:
             return None
-        own = {id(child): name for name, child in module.named_modules()}
         children = {
-            name: own[id(child)] for name, child in self._model.named_modules() if id(child) in own
+            outer: name
+            for name, child in module.named_modules()
+            for outer in self._names_of[id(child)]
         }
         names = {p.trace.tensors[name]: key for key, name in tensors.items()}
         return _Source(p, found[0], names, children)
@@ -255,7 +260,6 @@ class _Writer:
         target: Any = node.target
         function_name(target)  # refuses what a program cannot hold
         args, kwargs = self._mapped(node.args), dict(self._mapped(node.kwargs))
-        args, kwargs = pytree.tree_map_only(torch.device, self._device, (args, kwargs))
         name = op_name(node)
         if name in SIZE_ARGUMENTS:
             args, kwargs = self._with_sizes(node, SIZE_ARGUMENTS[name], args, kwargs)
@@ -269,7 +273,7 @@ class _Writer:
             target, args, kwargs = self._with_range(node, target, args, kwargs)
         self.made[node] = self.graph.call_function(target, args, kwargs)
 
-    def _device(self, _: torch.device) -> fx.Node:
+    def _device(self) -> fx.Node:
         """Where the module's inputs are, wherever it was traced."""
         return self.graph.call_function(getattr, (next(iter(self.made.values())), "device"))
 
@@ -335,8 +339,21 @@ class _Writer:
         return self.graph.call_function(mul, (left, right))
 
     def _mapped(self, value: Any) -> Any:
-        unread = pytree.tree_map_only(Unread, lambda _: None, value)
-        return pytree.tree_map_only(fx.Node, self._node, unread)
+        """Arguments in terms of the new graph; by hand, since pytree is slow on small ones."""
+        if isinstance(value, fx.Node):
+            return self._node(value)
+        if type(value) in (tuple, list) or isinstance(value, (immutable_list, torch.Size)):
+            items = [self._mapped(item) for item in value]
+            return tuple(items) if isinstance(value, tuple) else items
+        if type(value) in (dict, immutable_dict):
+            return {key: self._mapped(item) for key, item in value.items()}
+        if isinstance(value, torch.device):
+            return self._device()
+        if isinstance(value, Unread):
+            return None
+        if pytree.tree_is_leaf(value):
+            return value
+        return pytree.tree_map(self._mapped, value)
 
     def _node(self, node: fx.Node) -> fx.Node:
         if node not in self.made:

@@ -6,6 +6,7 @@ only afterwards, and only when asked to.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -85,9 +86,9 @@ def apply_plan(plan: Plan, model: nn.Module, inplace: bool = False) -> nn.Module
 
 
 def _remember(plan: Plan, small: nn.Module) -> None:
-    """Keep the plan with the model, as text, for `depgraph.save`."""
+    """Keep the plan with the model, without its graph, for `depgraph.save`."""
     earlier = vars(small).get("depgraph_plans", [])
-    vars(small)["depgraph_plans"] = [*earlier, plan.to_json()]
+    vars(small)["depgraph_plans"] = [*earlier, dataclasses.replace(plan, _graph=None)]
 
 
 def _mismatch(slicer: _Slicer, small: nn.Module) -> Mismatch | None:
@@ -164,11 +165,12 @@ class _Slicer:
 
     def _sliced(self, name: str, tensor: Tensor) -> Tensor:
         node = self.graph.traced.tensors.get(name)
-        for dim, axis in enumerate(self.p.axes(node)):
-            if any(atom in self.kept for atom in axis_atoms(axis)):
-                indices = kept_indices(axis, self.kept).to(tensor.device)
-                tensor = tensor.index_select(dim, indices)
-        return tensor
+        indices = {
+            dim: kept_indices(axis, self.kept).to(tensor.device)
+            for dim, axis in enumerate(self.p.axes(node))
+            if any(atom in self.kept for atom in axis_atoms(axis))
+        }
+        return _select(tensor, indices)
 
     def own_tensors(self, module: nn.Module, recurse: bool = False) -> dict[str, str]:
         """The trace's names of a module's parameters and buffers, by local name."""
@@ -367,6 +369,29 @@ class _Slicer:
         module = self.modules[name]
         tensors = self.own_tensors(module, recurse=True)
         return self._regenerator.generate(module, self.calls[name][0], tensors)
+
+
+def _select(tensor: Tensor, indices: dict[int, Tensor]) -> Tensor:
+    """A tensor's entries at these indices of some dimensions."""
+    if len(indices) < 2 or 0 not in indices or tensor.is_meta:
+        for dim, here in indices.items():
+            tensor = tensor.index_select(dim, here)
+        return tensor
+    sizes = [len(indices[dim]) if dim in indices else n for dim, n in enumerate(tensor.shape)]
+    out = tensor.new_empty(sizes)
+    *inner, last = [dim for dim in indices if dim != 0]
+    # A few rows at a time: what lies between two selections stays in the cache.
+    rows = max(1, _CACHED * len(tensor) // max(1, tensor.numel()))
+    for here, place in zip(indices[0].split(rows), out.split(rows), strict=True):
+        part = tensor.index_select(0, here)
+        for dim in inner:
+            part = part.index_select(dim, indices[dim])
+        torch.index_select(part, last, indices[last], out=place)
+    return out
+
+
+_CACHED = 1 << 18
+"""Numbers that fit into a core's cache together."""
 
 
 def _is_torch_layer(module: nn.Module) -> bool:

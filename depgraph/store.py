@@ -1,9 +1,10 @@
 """Saves a model, pruned or not, as a directory of JSON and safetensors, and loads it bit for bit.
 
-A directory holds ``model.safetensors`` (parameters and persistent buffers), ``buffers.safetensors``
-(the others, where there are any), ``structure.json`` (the module tree), ``plan.json`` (what was
-removed, where something was; ``plan.<i>.json`` for earlier prunings) and ``config.json`` (the
-model's name and data configuration in timm's form).
+A directory holds ``model.safetensors`` (parameters and persistent buffers; or shards of it, with
+``model.safetensors.index.json``), ``buffers.safetensors`` (the other buffers, where there are any),
+``structure.json`` (the module tree), ``plan.json`` (what was removed, where something was;
+``plan.<i>.json`` for earlier prunings) and ``config.json`` (the model's name and data configuration
+in timm's form).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -22,13 +24,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from depgraph._structure import Decoder, Encoder
+from depgraph.checkpoint import INDEX, WEIGHTS, Checkpoint, weight_files
 from depgraph.errors import DepgraphError
 from depgraph.plan import Plan
 
 FORMAT = 1
 """Version of the directory's layout."""
 
-_WEIGHTS, _BUFFERS, _STRUCTURE = "model.safetensors", "buffers.safetensors", "structure.json"
+_BUFFERS, _STRUCTURE = "buffers.safetensors", "structure.json"
 
 
 def save(model: nn.Module, directory: str | PathLike[str]) -> None:
@@ -54,17 +57,7 @@ def save(model: nn.Module, directory: str | PathLike[str]) -> None:
     """
     directory = Path(directory)
     encoder = Encoder()
-    structure = {
-        "format": FORMAT,
-        "torch": torch.__version__,
-        "model": encoder.module(model),
-    }
-    texts = {_STRUCTURE: json.dumps(structure), "config.json": json.dumps(_config(model), indent=1)}
-    plans = plans_of(model)
-    for i, plan in enumerate(plans[:-1]):
-        texts[f"plan.{i}.json"] = plan.to_json()
-    if plans:
-        texts["plan.json"] = plans[-1].to_json()
+    texts = describe(model, encoder)
     try:
         _write(directory, texts, encoder)
     except OSError as error:
@@ -77,30 +70,56 @@ def save(model: nn.Module, directory: str | PathLike[str]) -> None:
         ) from error
 
 
+def describe(model: nn.Module, encoder: Encoder) -> dict[str, str]:
+    """The text files of a saved model, by name; its tensors are in the encoder afterwards."""
+    structure = {
+        "format": FORMAT,
+        "torch": torch.__version__,
+        "model": encoder.module(model),
+    }
+    texts = {_STRUCTURE: json.dumps(structure), "config.json": json.dumps(_config(model), indent=1)}
+    plans = plans_of(model)
+    for i, plan in enumerate(plans[:-1]):
+        texts[f"plan.{i}.json"] = plan.to_json()
+    if plans:
+        texts["plan.json"] = plans[-1].to_json()
+    return texts
+
+
 def _write(directory: Path, texts: dict[str, str], encoder: Encoder) -> None:
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:
-        save_file(_flat(encoder.persistent), temporary / _WEIGHTS, metadata={"format": "pt"})
-        if encoder.transient:
-            save_file(_flat(encoder.transient), temporary / _BUFFERS)
-        for name, text in texts.items():
-            (temporary / name).write_text(text, encoding="utf-8")
-        directory.mkdir(exist_ok=True)
-        for path in sorted(temporary.iterdir()):
-            os.replace(path, directory / path.name)
-        for stale in _stale(directory, texts, encoder):
-            stale.unlink()
+        save_file(_flat(encoder.persistent), temporary / WEIGHTS, metadata={"format": "pt"})
+        write_texts(temporary, texts, encoder)
+        move_files(temporary, directory)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _stale(directory: Path, texts: dict[str, str], encoder: Encoder) -> list[Path]:
-    """Files of an earlier save that this one does not have."""
-    ours = [directory / "plan.json", *directory.glob("plan.[0-9]*.json")]
-    if not encoder.transient:
-        ours.append(directory / _BUFFERS)
-    return [path for path in ours if path.exists() and path.name not in texts]
+def write_texts(directory: Path, texts: Mapping[str, str], encoder: Encoder) -> None:
+    """Write what a saved model has beside its weights."""
+    if encoder.transient:
+        save_file(_flat(encoder.transient), directory / _BUFFERS)
+    for name, text in texts.items():
+        (directory / name).write_text(text, encoding="utf-8")
+
+
+def move_files(temporary: Path, directory: Path) -> None:
+    """Put a whole saved model in the place of an earlier one."""
+    directory.mkdir(parents=True, exist_ok=True)
+    new = sorted(path.name for path in temporary.iterdir())
+    for name in new:
+        os.replace(temporary / name, directory / name)
+    for stale in _ours(directory):
+        if stale.name not in new:
+            stale.unlink()
+
+
+def _ours(directory: Path) -> list[Path]:
+    """Files of a saved model that not every saved model has."""
+    patterns = ("plan.json", "plan.[0-9]*.json", _BUFFERS, WEIGHTS, INDEX, "model-*.safetensors")
+    return [path for pattern in patterns for path in directory.glob(pattern)]
 
 
 def _flat(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -147,7 +166,7 @@ def plans_of(model: nn.Module) -> tuple[Plan, ...]:
     -------
     tuple of Plan
     """
-    return tuple(map(Plan.from_json, vars(model).get("depgraph_plans", ())))
+    return tuple(vars(model).get("depgraph_plans", ()))
 
 
 def load(directory: str | PathLike[str], device: str | torch.device = "cpu") -> nn.Module:
@@ -170,12 +189,52 @@ def load(directory: str | PathLike[str], device: str | torch.device = "cpu") -> 
         When a file is missing or damaged, or the model needs a package that is not there.
     """
     directory = Path(directory)
+    structure = _read_structure(directory)
+    tensors: dict[str, Tensor] = {}
+    for file in weight_files(directory):
+        tensors.update(_read_tensors(directory / file, device))
+    return _built(directory, structure, tensors, device)
+
+
+def load_structure(directory: str | PathLike[str]) -> nn.Module:
+    """A model that `save` wrote, without its weights.
+
+    Parameters
+    ----------
+    directory : path
+
+    Returns
+    -------
+    nn.Module
+        Parameters and persistent buffers on the meta device, other buffers as they were.
+
+    Raises
+    ------
+    DepgraphError
+        As `load`.
+    """
+    directory = Path(directory)
+    structure = _read_structure(directory)
+    stored = Checkpoint(directory).tensors.items()
+    tensors = {name: torch.empty(t.shape, dtype=t.dtype, device="meta") for name, t in stored}
+    return _built(directory, structure, tensors, "cpu")
+
+
+def _read_structure(directory: Path) -> dict[str, Any]:
     structure = _read_json(directory / _STRUCTURE)
     if structure.get("format") != FORMAT:
         raise DepgraphError(
             f"'{directory}' has format {structure.get('format')!r}; this version reads {FORMAT}"
         )
-    tensors = _read_tensors(directory / _WEIGHTS, device)
+    return structure
+
+
+def _built(
+    directory: Path,
+    structure: dict[str, Any],
+    tensors: dict[str, Tensor],
+    device: str | torch.device,
+) -> nn.Module:
     if (directory / _BUFFERS).exists():
         tensors.update(_read_tensors(directory / _BUFFERS, device))
     try:
@@ -187,7 +246,7 @@ def load(directory: str | PathLike[str], device: str | torch.device = "cpu") -> 
     plans = [*sorted(directory.glob("plan.[0-9]*.json")), directory / "plan.json"]
     texts = [path.read_text(encoding="utf-8") for path in plans if path.exists()]
     if texts:
-        model.depgraph_plans = texts  # type: ignore[assignment]
+        model.depgraph_plans = list(map(Plan.from_json, texts))  # type: ignore[assignment]
     return model
 
 

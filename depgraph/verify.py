@@ -59,7 +59,7 @@ def verify(graph: DependencyGraph, small: nn.Module, kept: Mapping[Atom, Tensor]
     before = [node for node in graph.traced.nodes if node.op == "call_function"]
     after = [node for node in again.nodes if node.op == "call_function"]
     for old, new in zip(before, after, strict=False):
-        _compare(graph, old, new, kept)
+        _compare(graph, old, new, kept, sizes)
     if len(before) != len(after):
         raise Mismatch(
             "",
@@ -75,10 +75,13 @@ def verify(graph: DependencyGraph, small: nn.Module, kept: Mapping[Atom, Tensor]
 
 
 def _compare(
-    graph: DependencyGraph, old: fx.Node, new: fx.Node, kept: Mapping[Atom, Tensor]
+    graph: DependencyGraph,
+    old: fx.Node,
+    new: fx.Node,
+    kept: Mapping[Atom, Tensor],
+    sizes: Mapping[Atom, int],
 ) -> None:
     p = graph.propagation
-    sizes = {atom: len(units) for atom, units in kept.items()}
     expected = value_shape(p, old, sizes)
     module = graph.traced.owner.get(old, "")
     if _kind(old) == _kind(new) and shape(new) == expected:

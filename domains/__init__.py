@@ -6,6 +6,7 @@ The one thing to know: the target domain of a `Split` is read by `evaluate` alon
 from domains import timing
 from domains._epoch import EpochRow
 from domains._images import image_size
+from domains._progress import progress_bar
 from domains.digits import write_digits
 from domains.digits_recipe import (
     DIGITS_MODELS,
@@ -43,6 +44,7 @@ __all__ = [
     "image_size",
     "leave_one_out",
     "load_domains",
+    "progress_bar",
     "scale_lr",
     "timing",
     "write_digits",

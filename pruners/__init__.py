@@ -6,6 +6,7 @@ from pruners.magnitude import L1, L2, Random
 from pruners.metrics import METRICS, Metric, make_metric, register
 from pruners.obs import OBS
 from pruners.pruning import prune, samples_wanted, score
+from pruners.sharded import prune_checkpoint
 
 __all__ = [
     "L1",
@@ -19,6 +20,7 @@ __all__ = [
     "allocate",
     "make_metric",
     "prune",
+    "prune_checkpoint",
     "register",
     "samples_wanted",
     "score",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -36,20 +37,42 @@ class Random:
         return {g.name: torch.rand(g.size, generator=generator) for g in graph.prunable}
 
 
-class _Norm:
+class Norm:
+    """A norm of all that a unit's members hold; what L1 and L2 share.
+
+    Attributes
+    ----------
+    order : float
+        The power that is summed.
+    """
+
     order: float
 
-    def _powers(self, model: nn.Module, graph: DependencyGraph) -> dict[str, Tensor]:
+    def score(
+        self, model: nn.Module, graph: DependencyGraph, batches: Sequence[Batch]
+    ) -> dict[str, Tensor]:
+        """The norm per unit."""
         parameters = dict(model.named_parameters())
+        return self.from_sums(graph, lambda name: power_sums(parameters[name].detach(), self.order))
 
-        sums: dict[str, list[Tensor]] = {}
+    def from_sums(
+        self, graph: DependencyGraph, sums: Callable[[str], list[Tensor]]
+    ) -> dict[str, Tensor]:
+        """Scores from what `power_sums` gives for each parameter, wherever the weights are.
 
-        def reduction(name: str, dim: int) -> Tensor:
-            if name not in sums:
-                sums[name] = power_sums(parameters[name].detach(), self.order)
-            return sums[name][dim]
+        Parameters
+        ----------
+        graph : DependencyGraph
+        sums : callable
+            Parameter name -> its `power_sums`; called once for each.
 
-        return sum_over_members(graph, reduction)
+        Returns
+        -------
+        dict of str to Tensor (group.size,)
+        """
+        known = cache(sums)
+        totals = sum_over_members(graph, lambda name, dim: known(name)[dim])
+        return {name: total ** (1 / self.order) for name, total in totals.items()}
 
 
 def power_sums(weight: Tensor, order: float) -> list[Tensor]:
@@ -81,7 +104,7 @@ _PIECE = 1 << 18
 
 
 @register
-class L1(_Norm):
+class L1(Norm):
     """Sum of absolute values over all members of a unit (Li et al. 2017).
 
     References
@@ -93,15 +116,9 @@ class L1(_Norm):
     needs_data = False
     order = 1.0
 
-    def score(
-        self, model: nn.Module, graph: DependencyGraph, batches: Sequence[Batch]
-    ) -> dict[str, Tensor]:
-        """``sum |w|`` per unit."""
-        return self._powers(model, graph)
-
 
 @register
-class L2(_Norm):
+class L2(Norm):
     """Euclidean norm over all members of a unit, as one group (Fang et al. 2023, eq. 4).
 
     References
@@ -112,9 +129,3 @@ class L2(_Norm):
     name = "l2"
     needs_data = False
     order = 2.0
-
-    def score(
-        self, model: nn.Module, graph: DependencyGraph, batches: Sequence[Batch]
-    ) -> dict[str, Tensor]:
-        """``sqrt(sum w^2)`` per unit."""
-        return {name: total.sqrt() for name, total in self._powers(model, graph).items()}

@@ -16,20 +16,30 @@ from cli.options import (
     compute_options,
     json_option,
     metric_and_kinds,
-    model_options,
+    optional_model_options,
     out_option,
     pruning_options,
+    resume_option,
     seed_option,
     split_option,
 )
 from cli.output import emit, environment, table, write_json
 from cli.precision import with_precision
+from cli.sharded import Bytes, prune_sharded
 from depgraph import DepgraphError
 
 
 @click.command()
-@model_options
+@optional_model_options
 @pruning_options
+@click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Directory of safetensors to prune shard by shard, never in memory as a whole; MODEL may "
+    "be left out where its config.json says what it is of.",
+)
+@click.option("--max-memory", type=Bytes(), help="With --checkpoint: cap on memory, as 2GiB.")
+@resume_option
 @click.option("--data", type=click.Path(path_type=Path), help="Images for metrics with data.")
 @click.option("--target", help="Domain of the data that is not looked at.")
 @split_option
@@ -38,7 +48,7 @@ from depgraph import DepgraphError
 @compute_options
 @json_option
 def prune(
-    model_name: str,
+    model_name: str | None,
     pretrained: bool,
     weights: Path | None,
     img_size: int | None,
@@ -59,6 +69,9 @@ def prune(
     num_samples: int | None,
     compensate: bool | None,
     num_calibration: int | None,
+    checkpoint: Path | None,
+    max_memory: int | None,
+    resume: bool,
     data: Path | None,
     target: str | None,
     split_by: str,
@@ -70,6 +83,41 @@ def prune(
 ) -> None:
     """Prune MODEL and save the smaller one in --out."""
     share = budget(ratio, target_macs, target_params, target_latency)
+    if checkpoint is not None:
+        given = {"--weights": weights, "--data": data, "--compensate": compensate}
+        said = next((option for option, value in given.items() if value), None)
+        if said is not None:
+            raise click.UsageError(f"{said} does not go with --checkpoint")
+        prune_sharded(
+            checkpoint,
+            model_name,
+            out,
+            metric or "l2",
+            max_memory=max_memory,
+            resume=resume,
+            as_json=as_json,
+            seed=seed,
+            structure={
+                "img_size": img_size,
+                "num_classes": num_classes,
+                "model_args": model_args,
+            },
+            choices={
+                **share,
+                "scope": scope,
+                "kinds": kinds or None,
+                "ignore": ignore,
+                "round_to": round_to,
+                "min_units": min_units,
+                "normalise": normalise,
+                "per": per,
+            },
+        )
+        return
+    if model_name is None:
+        raise click.UsageError("name a MODEL, or give a --checkpoint")
+    if resume or max_memory is not None:
+        raise click.UsageError("--resume and --max-memory go with --checkpoint")
     metric, chosen_kinds = metric_and_kinds(metric, kinds)
     scorer = pruners.make_metric(metric, seed=seed)
     if scorer.needs_data and data is None:

@@ -122,3 +122,28 @@ def test_demo_ends_with_a_table_and_the_path_of_the_report(invoke: Invoke, tmp_p
     path = result.stdout.strip().splitlines()[-1].removeprefix("report: ")
     assert Path(path).read_text().startswith("<!doctype html>")
     assert "outline (unseen)" in result.stdout
+
+
+def test_a_checkpoint_is_pruned_shard_by_shard(invoke: Invoke, tmp_path: Path) -> None:
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2)
+    depgraph.save(model, tmp_path / "dense")
+    call = ["prune", "--checkpoint", str(tmp_path / "dense"), "--img-size", "32", "--ratio", "0.5"]
+    result = invoke(*call, "--max-memory", "16GiB", "--out", tmp_path / "small", "--json")
+    assert result.exit_code == 0, result.output
+    small = depgraph.load(tmp_path / "small")
+    params = sum(p.numel() for p in small.parameters())
+    assert json.loads(result.stdout)["pruned"]["params"] == params
+    assert small(torch.zeros(1, 3, 32, 32)).shape == (1, 1000)
+
+
+def test_a_checkpoint_in_timms_form_says_which_model_it_is_of(
+    invoke: Invoke, tmp_path: Path
+) -> None:
+    arguments = {"img_size": 32, "depth": 2}
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=5, **arguments)
+    config = {"architecture": "vit_tiny_patch16_224", "num_classes": 5, "model_args": arguments}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    result = invoke("prune", "--checkpoint", tmp_path, "--out", tmp_path / "small")
+    assert result.exit_code == 0, result.output
+    assert depgraph.load(tmp_path / "small")(torch.zeros(1, 3, 32, 32)).shape == (1, 5)

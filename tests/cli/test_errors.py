@@ -237,3 +237,29 @@ def test_a_device_that_is_not_there_is_refused(
 def test_debug_shows_the_traceback(invoke: Invoke) -> None:
     result = invoke("--debug", "inspect", "vit_bas_patch16_224")
     assert result.exit_code == 1 and "Traceback" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--weights", "x.safetensors"], "--weights does not go with --checkpoint"),
+        (["--max-memory", "lots"], "'lots' is no size"),
+    ],
+)
+def test_what_does_not_go_with_a_checkpoint_is_a_usage_error(
+    invoke: Invoke, tmp_path: Path, arguments: list[str], says: str
+) -> None:
+    call = ["prune", "--checkpoint", tmp_path, "--out", tmp_path / "small", *arguments]
+    failed(invoke(*call), says)
+
+
+def test_a_checkpoint_that_does_not_say_what_it_is_of_is_refused(
+    invoke: Invoke, tmp_path: Path
+) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    said = invoke("prune", "--checkpoint", tmp_path, "--out", tmp_path / "small")
+    failed(said, "does not say which model it is of")
+
+
+def test_prune_needs_a_model_or_a_checkpoint(invoke: Invoke, tmp_path: Path) -> None:
+    failed(invoke("prune", "--out", tmp_path / "small"), "name a MODEL")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from timm.utils import AverageMeter
 from torch import nn
 
 import depgraph
@@ -74,6 +75,28 @@ def test_an_attribute_that_is_no_data_is_refused_by_name(tmp_path: Path) -> None
         depgraph.save(model, tmp_path / "model")
     model.blocks[0].attn.stream.close()
     assert not (tmp_path / "model").exists()
+
+
+def test_an_object_of_a_trusted_package_stays_shared(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    meter = AverageMeter()
+    meter.update(3.0)
+    for layer in model:
+        layer.meter = meter
+    depgraph.save(model, tmp_path)
+    first, second = (layer.meter for layer in depgraph.load(tmp_path))
+    assert first is second and first.avg == 3.0
+
+
+def test_an_object_of_another_package_is_not_made(tmp_path: Path) -> None:
+    model = nn.Linear(2, 2)
+    model.meter = AverageMeter()
+    depgraph.save(model, tmp_path)
+    text = (tmp_path / "structure.json").read_text()
+    changed = text.replace("timm.utils.metrics:AverageMeter", "decimal:Context")
+    (tmp_path / "structure.json").write_text(changed)
+    with pytest.raises(depgraph.DepgraphError, match="'decimal:Context' is no class of torch"):
+        depgraph.load(tmp_path)
 
 
 def test_a_directory_without_a_model_is_refused(tmp_path: Path) -> None:

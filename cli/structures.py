@@ -1,0 +1,115 @@
+"""A model without its weights, for checkpoints that are larger than memory."""
+
+from __future__ import annotations
+
+import json
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+
+import depgraph
+from cli.models import create_model, example_inputs
+from depgraph import DepgraphError
+
+TOKENS = 128
+"""Length of the text that a language model's multiply-accumulates are counted for."""
+
+
+def load_structure(
+    checkpoint: Path,
+    name: str | None,
+    *,
+    img_size: int | None = None,
+    num_classes: int | None = None,
+    model_args: dict[str, Any] | None = None,
+) -> tuple[nn.Module, Tensor]:
+    """Make the model that a checkpoint is of, parameters on the meta device and buffers real.
+
+    Parameters
+    ----------
+    checkpoint : Path
+        A directory. Unless there is a name, it has to say what it is of: ``structure.json`` of this
+        tool, or ``config.json`` in the form of timm or of transformers.
+    name : str, optional
+        Of a timm model.
+    img_size, num_classes : int, optional
+    model_args : dict, optional
+        As in `load_model`.
+
+    Returns
+    -------
+    model : nn.Module
+        In eval mode.
+    inputs : Tensor
+        One image, or `TOKENS` tokens.
+
+    Raises
+    ------
+    DepgraphError
+        When it cannot be told what the checkpoint is of, or the model cannot be made.
+    """
+    arguments = dict(model_args or {})
+    arguments |= {} if img_size is None else {"img_size": img_size}
+    arguments |= {} if num_classes is None else {"num_classes": num_classes}
+    config = _config(checkpoint)
+    if name is None and (checkpoint / "structure.json").exists():
+        if num_classes is not None or model_args:
+            raise DepgraphError(
+                f"'{checkpoint}' is a saved model, complete as it is; leave --num-classes and "
+                "--model-arg out"
+            )
+        model: nn.Module = depgraph.load_structure(checkpoint)
+    elif name is None and "model_type" in config:
+        return _transformers(checkpoint)
+    else:
+        if name is None:
+            name = config.get("architecture")
+            kept = {key: config[key] for key in ("num_classes",) if key in config}
+            arguments = {**kept, **config.get("model_args", {}), **arguments}
+        if name is None:
+            raise DepgraphError(
+                f"'{checkpoint}' does not say which model it is of: it has no structure.json and "
+                "no config.json of timm or transformers; name the model before --checkpoint"
+            )
+        with init_empty_weights(include_buffers=False):
+            model = create_model(name, arguments)
+    return model.eval(), torch.zeros_like(example_inputs(model, img_size), device="cpu")
+
+
+def _config(checkpoint: Path) -> dict[str, Any]:
+    path = checkpoint / "config.json"
+    if not path.exists():
+        return {}
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DepgraphError(f"'{path}' is damaged: {error}") from error
+    if not isinstance(config, dict):
+        raise DepgraphError(f"'{path}' is damaged: no JSON object")
+    return config
+
+
+def _transformers(checkpoint: Path) -> tuple[nn.Module, Tensor]:
+    if not find_spec("transformers"):
+        raise DepgraphError(f"'{checkpoint}' is of transformers; pip install transformers")
+    library = import_module("transformers")
+    config = library.AutoConfig.from_pretrained(checkpoint, local_files_only=True)
+    name = next(iter(config.architectures or ()), None)
+    if name is None or not hasattr(library, name):
+        raise DepgraphError(
+            f"'{checkpoint / 'config.json'}' names no class of transformers in 'architectures'"
+        )
+    config.use_cache = False  # keys and values of earlier tokens are no output of the model
+    with init_empty_weights(include_buffers=False):
+        model = getattr(library, name)(config)
+    model.tie_weights()  # each became a meta tensor of its own
+    if model.main_input_name == "input_ids":
+        return model.eval(), torch.zeros(1, TOKENS, dtype=torch.long)
+    size = config.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    return model.eval(), torch.zeros(1, config.num_channels, height, width)
