@@ -10,10 +10,14 @@ from __future__ import annotations
 import dataclasses
 import gc
 import operator
+import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import accumulate
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -27,12 +31,13 @@ from depgraph._shapes import quick_result
 
 META = torch.device("meta")
 _CPU = torch.device("cpu")
-_READS = {
+READS = {
     torch.ops.aten._local_scalar_dense.default,
     torch.ops.aten.item.default,
     torch.ops.aten.is_nonzero.default,
     torch.ops.aten.equal.default,
 }
+"""Ops that give the program a tensor's value."""
 _SMALL = 1 << 16
 """Elements of a tensor of positions or of a mask that is still worth computing."""
 
@@ -131,6 +136,7 @@ class Recorder(ProxyTorchDispatchMode):
         self._results: dict[Any, Any] = {}
         self._stack: list[tuple[str, int, Any]] = []
         self._device = torch.device("cpu")  # where the forward thinks it runs
+        self.running: Any = None  # the op that was called last
 
     @property
     def current(self) -> str:
@@ -209,9 +215,10 @@ class Recorder(ProxyTorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        self.running = func
         if not _is_traced((args, kwargs)) and not _creates(func):
             return func(*args, **kwargs)  # on constants alone: computed for real
-        if func in _READS and self._node(args[0]) in self._known:
+        if func in READS and self._node(args[0]) in self._known:
             return func(self._known[self._node(args[0])])
         node_args = self._map(args, self._node)
         node_kwargs = {name: self._map(value, self._node) for name, value in kwargs.items()}
@@ -219,6 +226,7 @@ class Recorder(ProxyTorchDispatchMode):
         if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(result)):
             return result
         node = self.graph.call_function(func, node_args, node_kwargs)
+        node.meta["source"] = source_line()
         self._note(node, result)
         if isinstance(result, Tensor):
             self._compute(node)
@@ -315,6 +323,30 @@ class Recorder(ProxyTorchDispatchMode):
     def _traced(self, value: Any) -> Any:
         known = isinstance(value, Tensor) and (value.is_meta or id(value) in self._node_of)
         return self._node(value) if known else value
+
+
+_OURS = tuple(f"{Path(file).resolve().parent}{os.sep}" for file in (torch.__file__, __file__))
+
+
+def source_line() -> str:
+    """``"file.py, line 7"`` of the innermost code that is neither torch's nor ours."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if is_foreign(frame):
+            return place(frame, frame.f_lineno)
+        frame = frame.f_back
+    return ""
+
+
+def is_foreign(frame: FrameType) -> bool:
+    """Whether a frame runs code that is neither torch's nor ours, nor generated."""
+    file = frame.f_code.co_filename
+    return not file.startswith(_OURS) and file[:1] != "<"
+
+
+def place(frame: FrameType, line: int) -> str:
+    """A line of a frame's file, for people."""
+    return f"{frame.f_code.co_filename.rpartition(os.sep)[2]}, line {line}"
 
 
 def plain(output: Any) -> Any:

@@ -160,12 +160,15 @@ class Propagation:
     def _apply(self, node: fx.Node) -> Any:
         function = find_rule(node)
         if function is None:
-            return self._give_up(node, f"no rule for the op {self.label(node)}")
+            reason = f"no rule for the op {self.label(node)}{_source(node)}; depgraph.rule adds one"
+            return self._give_up(node, reason)
         result = function(self, node)
         if isinstance(node.meta.get("val"), torch.Tensor):
             sizes = tuple(axis_size(self.algebra.resolve(axis)) for axis in cast(Axes, result))
             if sizes != shape(node):
-                return self._give_up(node, f"the rule of {self.label(node)} covers other uses")
+                return self._give_up(
+                    node, f"the rule of {self.label(node)} covers other uses{_source(node)}"
+                )
         return result
 
     def _give_up(self, node: fx.Node, reason: str) -> Any:
@@ -190,6 +193,12 @@ class Propagation:
             if batch and self.axes(x)
         )
         return [*batch, *axes[1:]] if led and sizes[:1] == (self.trace.batch,) else axes
+
+
+def _source(node: fx.Node) -> str:
+    """Where the model's code calls an op, for people."""
+    line = node.meta.get("source")
+    return f" ({line})" if line else ""
 
 
 def op_name(node: fx.Node) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from depgraph._caches import caches_bypassed
-from depgraph._recorder import ModuleCall, Recorder, collection_paused
+from depgraph._recorder import READS, ModuleCall, Recorder, collection_paused, is_foreign, place
 from depgraph.errors import DepgraphError
 
 
@@ -132,11 +132,12 @@ def trace_forward(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
             output = model(*meta_args, **meta_kwargs)
     except _FORWARD_ERRORS as error:
         where = f"in module '{recorder.current}'" if recorder.current else "in the model"
+        text = _on_data(recorder.running, _source_line(error)) or (
+            f"{_first_line(error)}{_source_line(error)}; check the example inputs"
+        )
         raise TraceError(
             recorder.current,
-            f"the forward could not be traced {where} ({type(model).__name__}): "
-            f"{_first_line(error)}{_source_line(error)}; check the example inputs, and that no "
-            "branch depends on the values of a tensor",
+            f"the forward could not be traced {where} ({type(model).__name__}): {text}",
         ) from error
     outputs, nodes, calls = recorder.finish(output)
     owner: dict[fx.Node, str] = {}
@@ -176,6 +177,18 @@ _FORWARD_ERRORS = (
 )
 
 
+def _on_data(op: Any, line: str) -> str:
+    """What is wrong where an op looks at the values of a tensor; nothing for other ops."""
+    tags = getattr(op, "tags", ())
+    if op in READS or torch.Tag.data_dependent_output in tags:
+        does, way = "reads the value of a tensor", "a branch on it with torch.where"
+    elif torch.Tag.dynamic_output_shape in tags:
+        does, way = "gives a shape that depends on the data", "it with a mask of fixed shape"
+    else:
+        return ""
+    return f"{op.namespace}.{op._opname}{line} {does}; replace {way}"
+
+
 def _first_line(error: BaseException) -> str:
     text = str(error).strip().splitlines()
     return text[0].rstrip(".") if text else type(error).__name__
@@ -185,9 +198,8 @@ def _source_line(error: BaseException) -> str:
     """Where in the model's own code the error arose, for the message."""
     where, at = "", error.__traceback__
     while at is not None:
-        file = at.tb_frame.f_code.co_filename
-        if "/torch/" not in file and "/depgraph/" not in file and not file.startswith("<"):
-            where = f" ({file.rsplit('/', 1)[-1]}, line {at.tb_lineno})"
+        if is_foreign(at.tb_frame):
+            where = f" ({place(at.tb_frame, at.tb_lineno)})"
         at = at.tb_next
     return where
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 import timm
@@ -8,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 import depgraph
+from depgraph.propagate import RULES
 from tests.depgraph.models import WrittenOut, images, tiny
+from tests.reference import masked, relative_difference
 
 NAMES = ["vit_base_patch16_224", "deit_base_distilled_patch16_224", "beit_base_patch16_224"]
 
@@ -105,7 +108,34 @@ def test_an_op_without_a_rule_freezes_what_it_touches_and_is_named() -> None:
     groups = depgraph.trace(Odd(), torch.randn(3, 4)).groups
     around = [g for g in groups if g.frozen and "no rule for the op aten.histc" in g.frozen]
     assert [g.size for g in around] == [6, 6]
+    assert all("(test_groups.py, line " in str(g.frozen) for g in around)
     assert [g.size for g in groups if g.frozen is None] == [5]
+
+
+def test_a_users_rule_frees_what_an_unknown_op_froze() -> None:
+    class Running(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x).logcumsumexp(1))
+
+    model, x = Running(), torch.randn(3, 5, 4)
+    assert not depgraph.trace(model, x).prunable
+
+    @depgraph.rule("aten.logcumsumexp")
+    def running_sum(p: Any, op: Any) -> Any:
+        source, dim = op.args[:2]
+        p.freeze(source, "a running sum over this dim", [dim])
+        return p.axes(source)
+
+    try:
+        graph = depgraph.trace(model, x)
+        plan = graph.plan({"hidden": [1, 2, 4]})
+        assert relative_difference(plan.apply(model)(x), masked(model, plan)(x)) < 1e-5
+    finally:
+        RULES.pop("aten.logcumsumexp")
 
 
 def test_a_softmax_over_channels_and_a_mean_over_them_keep_them_whole() -> None:

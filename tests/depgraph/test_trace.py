@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import pytest
 import timm
 import torch
@@ -75,8 +77,19 @@ def test_a_branch_on_data_is_refused() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x if x.sum() > 0 else -x
 
-    with pytest.raises(depgraph.DepgraphError, match="could not be traced"):
+    said = r"is_nonzero \(test_trace.py, line \d+\) reads the value of a tensor"
+    with pytest.raises(depgraph.DepgraphError, match=said):
         depgraph.trace(Branch(), torch.randn(2, 3))
+
+
+def test_a_shape_that_depends_on_the_data_is_refused_with_the_op_the_line_and_the_module() -> None:
+    class Picks(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x[x > 0]
+
+    said = r"in module 'picks'.* aten.index \(test_trace.py, line \d+\) gives a shape that"
+    with pytest.raises(depgraph.DepgraphError, match=said):
+        depgraph.trace(nn.Sequential(OrderedDict(picks=Picks())), torch.randn(2, 3))
 
 
 def test_inputs_without_a_tensor_are_refused() -> None:
