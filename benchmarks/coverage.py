@@ -11,7 +11,8 @@ import json
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def row(source: Source, peer: bool) -> dict[str, Any]:
     model, inputs = source.build()
     result: dict[str, Any] = {"library": source.library, "model": source.name}
     if peer:
-        result["peer"] = torch_pruning_half(source.build()[0], inputs)
+        result["peer"] = torch_pruning_half(source.build)
     try:
         return {**result, **_pruned(randomise(model.eval()), inputs)}
     except (depgraph.DepgraphError, RuntimeError) as error:
@@ -129,22 +130,55 @@ def _markdown(rows: list[dict[str, Any]]) -> str:
     return text
 
 
+def _itself(source: Source) -> Source | None:
+    return source
+
+
+def _rows(
+    makers: Iterable[Callable[[], Source | None]], peer: bool, kept: Path | None
+) -> list[dict[str, Any]]:
+    """A row for each source, those in the file taken from there."""
+    lines = kept.read_text(encoding="utf-8").splitlines() if kept and kept.exists() else []
+    known = {(r["library"], r["model"]): r for r in map(json.loads, lines)}
+    rows = []
+    for make in makers:
+        source = make()
+        if source is None:
+            continue
+        found = known.get((source.library, source.name))
+        rows.append(found or row(source, peer))
+        if kept and not found:
+            with kept.open("a", encoding="utf-8") as file:
+                file.write(f"{json.dumps(rows[-1])}\n")
+    return rows
+
+
 @click.command()
 @click.option("--only", multiple=True, help="timm families; all by default.")
 @click.option("--others/--no-others", default=True, help="Models of other libraries.")
 @click.option("--peer/--no-peer", default=False, help="Torch-Pruning beside it.")
+@click.option(
+    "--rows",
+    "kept",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Each row goes here at once; models that are in it already are not run again.",
+)
 @click.option("--json", "as_json", is_flag=True)
 @click.option("--markdown", type=click.Path(path_type=Path, dir_okay=False))
 def main(
-    only: tuple[str, ...], others: bool, peer: bool, as_json: bool, markdown: Path | None
+    only: tuple[str, ...],
+    others: bool,
+    peer: bool,
+    kept: Path | None,
+    as_json: bool,
+    markdown: Path | None,
 ) -> None:
     """Print the table."""
     warnings.simplefilter("ignore")  # the models' own, about how they are used here
     console = Console(stderr=True)
-    families = track(only or timm.list_modules(), console=console, description="families")
-    sources = [source for name in families if (source := timm_family(name)) is not None]
-    sources += list(other_sources()) if others else []
-    rows = [row(s, peer) for s in track(sources, console=console, description="models")]
+    makers = [partial(timm_family, name) for name in only or timm.list_modules()]
+    makers += [partial(_itself, source) for source in (other_sources() if others else ())]
+    rows = _rows(track(makers, console=console, description="models"), peer, kept)
     if as_json:
         click.echo(json.dumps(rows))
     else:

@@ -7,6 +7,7 @@ each that does is made as small as it still fails, and printed as the code that 
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections import Counter
@@ -52,6 +53,7 @@ def summary(outcomes: list[Outcome], failures: list[dict[str, Any]], seconds: fl
 
 def reason_kind(reason: str) -> str:
     """A frozen reason without the names in it."""
+    reason = re.sub(r" \([^()]*, line \d+\)", "", reason)
     words = [word for word in reason.split() if not word.startswith("'")]
     return " ".join("n" if word.isdigit() else word for word in words).replace(" in ", " ")
 

@@ -214,10 +214,10 @@ pruning_options = _combined(
     ),
     click.option(
         "--min-units",
-        type=click.IntRange(1),
+        type=click.IntRange(0),
         default=1,
         show_default=True,
-        help="Units each group keeps.",
+        help="Units each group keeps; with 0, whole branches may go.",
     ),
     click.option(
         "--normalise",

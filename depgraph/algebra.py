@@ -55,6 +55,7 @@ class Algebra:
                 parts.extend(part[0].parts)
             else:
                 parts.append(part)
+        parts = [part for part in parts if axis_size(part)] or parts[:1]
         if len(parts) == 1:
             return parts[0]
         if all(same(part, parts[0]) for part in parts[1:]):
@@ -85,9 +86,12 @@ class Algebra:
     def unify(self, left: Axis, right: Axis, why: str) -> None:
         """Make two axes of equal size the same, refining atoms where the other side is finer.
 
-        Where no refinement makes them the same, both are frozen with ``why`` as the reason.
+        Where no refinement makes them the same, both are frozen with ``why`` as the reason. Empty
+        ones, of a model that was emptied before, have nothing to share.
         """
         a, b = list(self.resolve(left)), list(self.resolve(right))
+        if axis_size(tuple(a)) == 0:
+            return
         while a and b:
             if a[0] is b[0]:
                 del a[0], b[0]

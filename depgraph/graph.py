@@ -17,6 +17,7 @@ from depgraph import rules  # noqa: F401  (registers the rules)
 from depgraph._networkx import build_networkx, write_graphml
 from depgraph.axes import Atom
 from depgraph.cost import mac_terms, total_macs, total_params
+from depgraph.empty import needs_a_unit
 from depgraph.errors import DepgraphError
 from depgraph.groups import Group, find_groups
 from depgraph.plan import Plan, axis_spec, check_units
@@ -97,6 +98,24 @@ class DependencyGraph:
         macs = total_macs(self._terms, atoms, self.traced.batch)
         return total_params(self.propagation, atoms), macs
 
+    def needs_a_unit(self, name: str) -> str | None:
+        """Why at least one unit of a group has to stay; None where all of them may go.
+
+        Parameters
+        ----------
+        name : str
+
+        Raises
+        ------
+        DepgraphError
+            When there is no such group.
+        """
+        return self._needs_a_unit.get(self.group(name)._atom)
+
+    @cached_property
+    def _needs_a_unit(self) -> dict[Atom, str]:
+        return needs_a_unit(self.propagation)
+
     def plan(self, kept: Mapping[str, Sequence[int] | Tensor]) -> Plan:
         """A plan that keeps these units.
 
@@ -112,12 +131,13 @@ class DependencyGraph:
         Raises
         ------
         DepgraphError
-            For an unknown or frozen group, and for units that are out of range, repeated or none.
+            For an unknown or frozen group, for units that are out of range or repeated, and for
+            none where `needs_a_unit`.
         """
         chosen: dict[str, tuple[int, ...]] = {}
         for name, units in kept.items():
             group = self.group(name)
-            numbers = check_units(name, group.size, units)
+            numbers = check_units(name, group.size, units, self.needs_a_unit(name))
             if len(numbers) == group.size:
                 continue
             if group.frozen is not None:
@@ -146,7 +166,8 @@ class DependencyGraph:
     def kept_atoms(self, plan: Plan) -> dict[Atom, Tensor]:
         """Units kept by a plan, by the atom of each group."""
         return {
-            self.group(name)._atom: torch.tensor(units) for name, units in plan.kept_units.items()
+            self.group(name)._atom: torch.tensor(units, dtype=torch.long)
+            for name, units in plan.kept_units.items()
         }
 
     def to_networkx(self) -> nx.MultiDiGraph:

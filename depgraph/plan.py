@@ -32,7 +32,8 @@ class Plan:
     Attributes
     ----------
     kept_units : dict of str to tuple of int
-        Units kept, ascending, for each group that loses some; a group left out keeps all.
+        Units kept, ascending, for each group that loses some; a group left out keeps all. There may
+        be none: what the group computed is zero then.
     sizes : dict of str to int
         Units that each prunable group has before pruning.
     num_params, macs : int
@@ -80,7 +81,10 @@ class Plan:
 
     def _kept(self, axes: Mapping[str, list[Spec]]) -> dict[str, dict[int, Tensor]]:
         atoms = {name: Atom(size) for name, size in self.sizes.items()}
-        kept = {atoms[name]: torch.tensor(units) for name, units in self.kept_units.items()}
+        kept = {
+            atoms[name]: torch.tensor(units, dtype=torch.long)
+            for name, units in self.kept_units.items()
+        }
         out: dict[str, dict[int, Tensor]] = {}
         for name, specs in axes.items():
             found = {
@@ -174,7 +178,9 @@ class Plan:
         return plan
 
 
-def check_units(name: str, size: int, units: Sequence[int] | Tensor) -> tuple[int, ...]:
+def check_units(
+    name: str, size: int, units: Sequence[int] | Tensor, needs_a_unit: str | None = None
+) -> tuple[int, ...]:
     """The units to keep of a group, ascending.
 
     Parameters
@@ -185,6 +191,8 @@ def check_units(name: str, size: int, units: Sequence[int] | Tensor) -> tuple[in
         Its units are ``0 .. size - 1``.
     units : sequence of int, or Tensor
         Units to keep, in any order.
+    needs_a_unit : str, optional
+        Why one has to stay, if so.
 
     Returns
     -------
@@ -193,9 +201,9 @@ def check_units(name: str, size: int, units: Sequence[int] | Tensor) -> tuple[in
     Raises
     ------
     DepgraphError
-        When there is none, one is out of range, repeated, or no integer.
+        When none is left of a group that needs one, one is out of range, repeated, or no integer.
     """
-    if isinstance(units, Tensor):
+    if isinstance(units, Tensor) and units.numel():
         if units.dtype.is_floating_point or units.dtype == torch.bool or units.dim() != 1:
             raise DepgraphError(
                 f"group '{name}': kept units must be a 1-d tensor of integers, "
@@ -208,7 +216,11 @@ def check_units(name: str, size: int, units: Sequence[int] | Tensor) -> tuple[in
         raise DepgraphError(f"group '{name}': kept units must be integers, got {wrong[0]!r}")
     numbers = sorted(u.__index__() for u in values)
     if not numbers:
-        raise DepgraphError(f"group '{name}': no unit would be left; keep at least one")
+        if needs_a_unit:
+            raise DepgraphError(
+                f"group '{name}': no unit would be left, but {needs_a_unit}; keep at least one"
+            )
+        return ()
     if numbers[0] < 0 or numbers[-1] >= size:
         bad = numbers[0] if numbers[0] < 0 else numbers[-1]
         raise DepgraphError(f"group '{name}': unit {bad} is not in 0..{size - 1}")

@@ -162,6 +162,8 @@ class Propagation:
         if function is None:
             reason = f"no rule for the op {self.label(node)}{_source(node)}; depgraph.rule adds one"
             return self._give_up(node, reason)
+        if 0 in shape(node) and function.__module__ == "depgraph.rules.reshape":
+            return self._opaque(node, shape(node), "of a value that was emptied before")
         result = function(self, node)
         if isinstance(node.meta.get("val"), torch.Tensor):
             sizes = tuple(axis_size(self.algebra.resolve(axis)) for axis in cast(Axes, result))

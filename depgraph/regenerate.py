@@ -309,7 +309,9 @@ class _Writer:
         self, node: fx.Node, argument: str, args: Any, kwargs: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]]:
         sizes = spelled_sizes(self.p, node)
-        new = [size if size == -1 else self._size(axis) for axis, size in sizes]
+        # where nothing is left, torch cannot tell what an open size would be
+        empty = not all(axis_size(axis, self.sizes) for axis in self.p.axes(node))
+        new = [size if size == -1 and not empty else self._size(axis) for axis, size in sizes]
         return _with_argument(node, argument, new, args, kwargs)
 
     def _with_groups(

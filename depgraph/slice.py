@@ -24,7 +24,7 @@ from depgraph.errors import DepgraphError
 from depgraph.graph import DependencyGraph, example_from_spec, trace
 from depgraph.groups import attention_products
 from depgraph.literals import GROUPED
-from depgraph.plan import Plan
+from depgraph.plan import Plan, check_units
 from depgraph.propagate import Propagation, op_name
 from depgraph.regenerate import Regenerator
 from depgraph.rules.convolve import group_axis
@@ -122,6 +122,8 @@ def _graph_for(plan: Plan, model: nn.Module) -> DependencyGraph:
                 f"the plan is for another model: group '{name}' has {plan.sizes.get(name)} units "
                 f"in the plan and {sizes.get(name)} in the model; make a plan from this model"
             )
+    for name, units in plan.kept_units.items():
+        check_units(name, plan.sizes[name], units, graph.needs_a_unit(name))
     return graph
 
 

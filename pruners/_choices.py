@@ -31,7 +31,8 @@ class Limits:
     Attributes
     ----------
     min_units : int
-        Units that stay in every group at least.
+        Units that stay in every group at least. With 0, groups may be emptied; one unit stays in
+        those of which `DependencyGraph.needs_a_unit` says so.
     round_to : int
         Kept counts are multiples of this; a group smaller than it stays whole.
     """
@@ -96,10 +97,12 @@ def check_choice(what: str, value: str, choices: Iterable[str]) -> None:
 
 
 def check_limits(min_units: int, round_to: int) -> Limits:
-    """The two limits, refused when below one."""
-    for name, value in (("min_units", min_units), ("round_to", round_to)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise DepgraphError(f"{name} is {value!r}; it must be a whole number of at least 1")
+    """The two limits, refused when too small."""
+    for name, value, least in (("min_units", min_units, 0), ("round_to", round_to, 1)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise DepgraphError(
+                f"{name} is {value!r}; it must be a whole number of at least {least}"
+            )
     return Limits(min_units, round_to)
 
 
@@ -153,10 +156,11 @@ def normalised(group: Group, scores: Mapping[str, Tensor], how: str) -> Tensor:
     return NORMALISATIONS[how](values)
 
 
-def block_sizes(size: int, limits: Limits) -> Tensor:
-    """Sizes of the blocks that may go, one after the other, from a group of this size."""
-    step = limits.round_to
-    least = -(-limits.min_units // step) * step
+def block_sizes(graph: DependencyGraph, group: Group, limits: Limits) -> Tensor:
+    """Sizes of the blocks that may go, one after the other, from a group."""
+    size, step = group.size, limits.round_to
+    needed = max(1, limits.min_units) if graph.needs_a_unit(group.name) else limits.min_units
+    least = -(-needed // step) * step
     if size <= least:
         return torch.zeros(0, dtype=torch.long)
     first = size % step or step

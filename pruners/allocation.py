@@ -71,6 +71,7 @@ def allocate(
         same level, and a group whose scores are spread widely gives up more of its units.
     floor : float
         No group keeps less than this part of the share that all keep together; not with `per`.
+        Groups may lose all of their units with ``min_units=0, floor=0``.
     per : str
         ``"unit"`` ranks by score; ``"macs"`` and ``"params"`` by score per cost saved, for scores
         that can be added up over groups (scope global).
@@ -109,10 +110,12 @@ def allocate(
         values = {g.name: normalised(g, scores, normalise) for g in groups}
         try:
             if per != "unit":
-                blocks = {g.name: block_sizes(g.size, limits) for g in groups}
+                blocks = {g.name: block_sizes(graph, g, limits) for g in groups}
                 saved = goal.costs("macs" if per == "macs" else "params")
                 return descend(groups, values, blocks, saved, goal.missing(groups))
-            rankings = [_rank(members, values, limits) for members in _classes(groups, scope)]
+            rankings = [
+                _rank(graph, members, values, limits) for members in _classes(groups, scope)
+            ]
             return goal.meet(partial(_keep, rankings, floor))
         except Unreachable:
             if i == len(widened) - 1:
@@ -164,11 +167,13 @@ class _Ranking:
         }
 
 
-def _rank(groups: Sequence[Group], scores: Mapping[str, Tensor], limits: Limits) -> _Ranking:
+def _rank(
+    graph: DependencyGraph, groups: Sequence[Group], scores: Mapping[str, Tensor], limits: Limits
+) -> _Ranking:
     orders, owners, sizes, depths, costs = [], [], [], [], []
     for i, group in enumerate(groups):
         order = torch.argsort(scores[group.name], stable=True)
-        size = block_sizes(group.size, limits)
+        size = block_sizes(graph, group, limits)
         ends = size.cumsum(0)
         running = torch.cat([torch.zeros(1), scores[group.name][order].cumsum(0)])
         orders.append(order)

@@ -251,8 +251,9 @@ def random_units(
 
 
 def relative_difference(got: Tensor, expected: Tensor) -> float:
-    """Return max |got - expected| / max |expected|."""
-    return ((got - expected).abs().max() / expected.abs().max()).item()
+    """Return max |got - expected| / max |expected|; 0 where both are zero all over."""
+    difference = (got - expected).abs().max()
+    return (difference / expected.abs().max()).item() if difference != 0 else 0.0
 
 
 def measured_params(model: nn.Module) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,6 +22,9 @@ from tests.reference import (
 TOLERANCE = 1e-9
 """Largest relative difference of two float64 computations that are the same."""
 
+
+EMPTIED = 0.2
+"""Share of the groups, among those that may be emptied, that are."""
 
 PLANS_WHEN_SHRINKING = 5
 """A smaller network may need another plan to fail."""
@@ -102,7 +106,7 @@ def try_model(model: nn.Module, inputs: Tensor, more: Tensor, seed: int = 0) -> 
     before = state(model)
     try:
         graph = depgraph.trace(model, inputs)
-        plan = graph.plan(random_units(graph, seed))
+        plan = graph.plan(_some_emptied(graph, random_units(graph, seed), seed))
         small = plan.apply(model)
         again = depgraph.Plan.from_json(plan.to_json()).apply(model)
         macs = depgraph.count_macs(small, inputs)
@@ -120,6 +124,15 @@ def try_model(model: nn.Module, inputs: Tensor, more: Tensor, seed: int = 0) -> 
     _demand(same, "the original was changed")
     reasons = [group.frozen for group in graph.groups if group.frozen]
     return Outcome(difference, len(plan.kept_units), len(graph.prunable), tuple(reasons))
+
+
+def _some_emptied(
+    graph: depgraph.DependencyGraph, kept: dict[str, list[int]], seed: int
+) -> dict[str, list[int]]:
+    """A fifth of the groups that may be emptied lose all of their units."""
+    chance = random.Random(seed)
+    may = {name for name in kept if chance.random() < EMPTIED and not graph.needs_a_unit(name)}
+    return {name: [] if name in may else units for name, units in kept.items()}
 
 
 def _difference(

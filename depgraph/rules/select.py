@@ -16,7 +16,7 @@ def cat(p: Propagation, node: fx.Node) -> Axes:
     """End to end along one dimension; the others are the same."""
     a = arguments(node)
     # torch still takes an empty 1-d tensor in a concatenation of any rank
-    tensors = [t for t in a["tensors"] if shape(t) != (0,)]
+    tensors = [t for t in a["tensors"] if shape(t) != (0,)] or a["tensors"][:1]
     rank = len(shape(node))
     dim = a["dim"] % rank
     for other in range(rank):
