@@ -167,4 +167,4 @@ def test_a_trial_notices_a_wrong_index(monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr(slicer, "kept_indices", neighbours)
     with pytest.raises(Failure, match="differs by"):
-        try_network(Network("tokens", (("mlp", 1), ("attention", 2))), 1)
+        try_network(Network("tokens", (("mlp", 1), ("attention", 2))), 4)
