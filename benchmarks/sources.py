@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -55,6 +56,10 @@ def other_sources() -> Iterator[Source]:
         yield from _transformers()
     if find_spec("torchvision"):
         yield from _torchvision()
+    if find_spec("vit_pytorch"):
+        yield from _vit_pytorch()
+    if find_spec("einops"):
+        yield Source("einops", "Rearrange, Reduce, EinMix", _einops)
     for first in (True, False):
         yield Source("torch", f"TransformerEncoder, norm first: {first}", _encoder(first))
 
@@ -125,6 +130,71 @@ def _torchvision() -> Iterator[Source]:
             return getattr(torchvision.models, name)(weights=None), (_image(224),)
 
         yield Source("torchvision", name, build)
+
+
+def _vit_pytorch() -> Iterator[Source]:
+    size = {"image_size": 64, "num_classes": 10}
+    plain = {**size, "patch_size": 16, "dim": 48, "depth": 2, "heads": 4, "mlp_dim": 96}
+    small = {f"sm_{key}": value for key, value in _ENCODER.items()}
+    large = {f"lg_{key}": 2 * value for key, value in _ENCODER.items()}
+    table: list[tuple[str, str, dict[str, Any]]] = [
+        ("vit", "ViT", plain),
+        ("simple_vit", "SimpleViT", plain),
+        ("deepvit", "DeepViT", plain),
+        ("cait", "CaiT", {**plain, "cls_depth": 1}),
+        ("xcit", "XCiT", {**plain, "cls_depth": 1}),
+        ("rvt", "RvT", plain),
+        ("pit", "PiT", {**plain, "depth": (1, 1)}),
+        ("cross_vit", "CrossViT", {**size, "depth": 1, **small, **large}),
+        (
+            "cvt",
+            "CvT",
+            {"num_classes": 10, "s1_emb_dim": 16, "s2_emb_dim": 32, "s3_emb_dim": 48},
+        ),
+        (
+            "max_vit",
+            "MaxViT",
+            {"num_classes": 10, "dim": 32, "dim_head": 16, "depth": (1, 1), "window_size": 4},
+        ),
+        (
+            "nest",
+            "NesT",
+            {**size, "patch_size": 4, "dim": 32, "heads": 2, "num_hierarchies": 2}
+            | {"block_repeats": (1, 1)},
+        ),
+        (
+            "levit",
+            "LeViT",
+            {**size, "stages": 2, "dim": (32, 48), "depth": 1, "heads": (2, 3), "mlp_mult": 2},
+        ),
+    ]
+    for module, name, options in table:
+
+        def build(
+            module: str = module, name: str = name, options: dict[str, Any] = options
+        ) -> tuple[nn.Module, tuple[Tensor, ...]]:
+            cls = getattr(import_module(f"vit_pytorch.{module}"), name)
+            return cls(**options), (_image(64),)
+
+        yield Source("vit-pytorch", name, build)
+
+
+_ENCODER = {"dim": 48, "patch_size": 16, "enc_depth": 1, "enc_heads": 4, "enc_mlp_dim": 96}
+
+
+def _einops() -> tuple[nn.Module, tuple[Tensor, ...]]:
+    from einops.layers.torch import EinMix, Rearrange, Reduce
+
+    tower = nn.Sequential(
+        nn.Conv2d(3, 16, 4, 4),
+        Rearrange("b (g c) h w -> b (h w) (c g)", g=4),
+        nn.Linear(16, 32),
+        nn.GELU(),
+        EinMix("b n c -> b n o", weight_shape="c o", bias_shape="o", c=32, o=24),
+        Reduce("b n c -> b c", "mean"),
+        nn.Linear(24, 5),
+    )
+    return tower, (_image(64),)
 
 
 def _encoder(norm_first: bool) -> Build:

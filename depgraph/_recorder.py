@@ -217,12 +217,13 @@ class Recorder(ProxyTorchDispatchMode):
         kwargs = kwargs or {}
         self.running = func
         if not _is_traced((args, kwargs)) and not _creates(func):
-            return func(*args, **kwargs)  # on constants alone: computed for real
+            # on constants alone: computed for real, wherever the model thinks that it runs
+            return func(*self._map(args, _off_meta), **self._map_values(kwargs, _off_meta))
         if func in READS and self._node(args[0]) in self._known:
             return func(self._known[self._node(args[0])])
         node_args = self._map(args, self._node)
-        node_kwargs = {name: self._map(value, self._node) for name, value in kwargs.items()}
-        result = self._run(func, self._map(args, _to_meta), self._map_values(kwargs))
+        node_kwargs = self._map_values(kwargs, self._node)
+        result = self._run(func, self._map(args, _to_meta), self._map_values(kwargs, _to_meta))
         if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(result)):
             return result
         node = self.graph.call_function(func, node_args, node_kwargs)
@@ -255,11 +256,11 @@ class Recorder(ProxyTorchDispatchMode):
             return _CPU if isinstance(value, torch.device) else value
 
         args = self._map(node.args, real)
-        kwargs = {name: self._map(value, real) for name, value in node.kwargs.items()}
+        kwargs = self._map_values(dict(node.kwargs), real)
         self._known[node] = func(*args, **kwargs)
 
-    def _map_values(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        return {name: self._map(value, _to_meta) for name, value in kwargs.items()}
+    def _map_values(self, kwargs: dict[str, Any], function: Callable[[Any], Any]) -> dict[str, Any]:
+        return {name: self._map(value, function) for name, value in kwargs.items()}
 
     def _run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """The op's result, or a copy of what it gave for arguments that look the same."""
@@ -367,7 +368,7 @@ def _result(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 
 def _identifier(name: str) -> str:
-    return re.sub(r"\W", "_", name)
+    return re.sub(r"\W|^(?=\d)", "_", name)
 
 
 def _on_meta(tensor: Tensor) -> Tensor:
@@ -377,6 +378,10 @@ def _on_meta(tensor: Tensor) -> Tensor:
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(value, requires_grad=tensor.requires_grad)
     return value
+
+
+def _off_meta(value: Any) -> Any:
+    return _CPU if value == META and isinstance(value, torch.device) else value
 
 
 def _to_meta(value: Any) -> Any:

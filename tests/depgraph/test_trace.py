@@ -92,6 +92,26 @@ def test_a_shape_that_depends_on_the_data_is_refused_with_the_op_the_line_and_th
         depgraph.trace(nn.Sequential(OrderedDict(picks=Picks())), torch.randn(2, 3))
 
 
+def test_a_tensor_that_is_moved_to_the_inputs_device_stays_a_constant() -> None:
+    class Placed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.place = torch.randn(3)  # no buffer
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.place.to(x.device, dtype=torch.float64)
+
+    model, x = Placed(), torch.randn(2, 3, dtype=torch.float64)
+    traced = depgraph.trace(model, x).traced
+    assert torch.equal(traced.graph_module(x)[0], model(x))
+
+
+def test_the_traced_graph_runs_by_itself_whatever_the_modules_are_called() -> None:
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(2, 3)
+    traced = depgraph.trace(model, x).traced
+    assert torch.equal(traced.graph_module(*model.parameters(), x)[0], model(x))
+
+
 def test_inputs_without_a_tensor_are_refused() -> None:
     with pytest.raises(depgraph.DepgraphError, match="no Tensor"):
         depgraph.trace(tiny(), (3,))
