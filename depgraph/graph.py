@@ -198,9 +198,10 @@ def trace(model: nn.Module, example_inputs: Any) -> DependencyGraph:
     model : nn.Module
         On any device, ``meta`` included, in eval or train mode; it is not changed and no weight
         is read.
-    example_inputs : Tensor or tuple of Tensors
-        What the model is called with. Only shapes and dtypes matter. A leading dimension of 1 is
-        traced as 2 where the model allows it, so that the batch can be told from other dimensions.
+    example_inputs : Tensor, tuple of Tensors, or mapping of str to Tensor
+        What the model is called with; a mapping holds keyword arguments. Only shapes and dtypes
+        matter. A leading dimension of 1 is traced as 2 where the model allows it, so that the batch
+        can be told from other dimensions.
 
     Returns
     -------
@@ -222,10 +223,17 @@ def trace(model: nn.Module, example_inputs: Any) -> DependencyGraph:
     """
     if not isinstance(model, nn.Module):
         raise DepgraphError(f"the model must be an nn.Module, not {type(model).__name__}")
-    args = tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else (example_inputs,)
-    if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(args)):
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}
+    if isinstance(example_inputs, Mapping):
+        kwargs = dict(example_inputs)
+    elif isinstance(example_inputs, (tuple, list)):
+        args = tuple(example_inputs)
+    else:
+        args = (example_inputs,)
+    if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves((args, kwargs))):
         raise DepgraphError("the example inputs hold no Tensor; pass what the model is called with")
-    return DependencyGraph(trace_with_visible_batch(model, args, {}))
+    return DependencyGraph(trace_with_visible_batch(model, args, kwargs))
 
 
 def trace_with_visible_batch(
@@ -246,24 +254,31 @@ def _twice(value: Any) -> Any:
     return value.expand(2, *value.shape[1:]) if isinstance(value, Tensor) else value
 
 
-def input_spec(example: tuple[Any, ...]) -> Any:
+def input_spec(example: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
     """Example inputs as plain data: shapes and dtypes in place of tensors."""
-    return [
-        {"shape": list(leaf.shape), "dtype": str(leaf.dtype).removeprefix("torch.")}
-        if isinstance(leaf, Tensor)
-        else leaf
-        for leaf in example[0]
-    ]
+    args, kwargs = example
+    return _described(kwargs) if kwargs else _described(list(args))
 
 
-def example_from_spec(spec: Sequence[Any]) -> tuple[Any, ...]:
-    """Meta tensors with the shapes and dtypes that `input_spec` wrote down."""
-    return tuple(
-        torch.empty(item["shape"], dtype=getattr(torch, item["dtype"]), device="meta")
-        if isinstance(item, dict)
-        else item
-        for item in spec
-    )
+def _described(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+    if isinstance(value, (list, tuple)):
+        return [_described(item) for item in value]
+    if isinstance(value, Mapping):
+        return {"items": {name: _described(item) for name, item in value.items()}}
+    return value
+
+
+def example_from_spec(spec: Any) -> Any:
+    """What `input_spec` wrote down, with meta tensors, as `trace` takes it."""
+    if isinstance(spec, list):
+        return tuple(map(example_from_spec, spec))
+    if isinstance(spec, dict) and "items" in spec:
+        return {name: example_from_spec(item) for name, item in spec["items"].items()}
+    if isinstance(spec, dict):
+        return torch.empty(spec["shape"], dtype=getattr(torch, spec["dtype"]), device="meta")
+    return spec
 
 
 def count_macs(model: nn.Module, example_inputs: Any) -> int:
@@ -272,7 +287,7 @@ def count_macs(model: nn.Module, example_inputs: Any) -> int:
     Parameters
     ----------
     model : nn.Module
-    example_inputs : Tensor or tuple of Tensors
+    example_inputs : Tensor, tuple of Tensors, or mapping of str to Tensor
 
     Returns
     -------

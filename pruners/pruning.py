@@ -57,7 +57,7 @@ def prune(
     ----------
     model : nn.Module
         Stays as it is, on its device and in its mode.
-    example_inputs : Tensor or tuple of Tensors
+    example_inputs : Tensor, tuple of Tensors, or mapping of str to Tensor
         What the model is called with; only shapes matter.
     metric : str or Metric
         See `METRICS`; ``"l2"`` by default.

@@ -102,7 +102,7 @@ def prune_checkpoint(
     model : nn.Module
         Its structure: parameters and persistent buffers on the meta device, other buffers real
         (``accelerate.init_empty_weights(include_buffers=False)`` makes such a model).
-    example_inputs : Tensor or tuple of Tensors
+    example_inputs : Tensor, tuple of Tensors, or mapping of str to Tensor
         See `depgraph.trace`.
     checkpoint : path
         Directory of safetensors, in shards or whole.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import depgraph
 from tests.depgraph.models import TINY, Tied, WrittenOut, images, tiny
+from tests.reference import masked, relative_difference
 
 
 def halved(model: nn.Module, *kinds: str) -> depgraph.Plan:
@@ -240,3 +241,26 @@ def test_a_model_that_cannot_follow_is_left_as_it_was() -> None:
         graph.plan({"hidden": [0]}).apply(model, inplace=True)
     assert all(torch.equal(model.state_dict()[name], was) for name, was in before.items())
     assert model.a.out_features == 6
+
+
+class _Named(nn.Module):
+    """Takes keyword arguments only, one of them no tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def forward(self, *, values: Tensor, mask: Tensor, twice: bool = False) -> dict[str, Tensor]:
+        hidden = self.a(values).relu() * mask.unsqueeze(-1)
+        return {"logits": self.b(hidden * 2 if twice else hidden)}
+
+
+@torch.no_grad()
+def test_keyword_inputs_are_traced_pruned_and_written_into_the_plan() -> None:
+    model = _Named()
+    inputs = {"values": torch.randn(2, 3, 4), "mask": torch.ones(2, 3), "twice": True}
+    plan = depgraph.trace(model, inputs).plan({"hidden": [0, 4]})
+    for small in (plan.apply(model), depgraph.Plan.from_json(plan.to_json()).apply(model)):
+        expected = masked(model, plan)(**inputs)["logits"]
+        assert relative_difference(small(**inputs)["logits"], expected) < 1e-6
+        assert depgraph.count_macs(small, inputs) == plan.macs
