@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from depgraph import rules  # noqa: F401  (registers the rules)
 from depgraph._networkx import build_networkx, write_graphml
+from depgraph._recorder import collection_paused
 from depgraph.axes import Atom
 from depgraph.cost import mac_terms, total_macs, total_params
 from depgraph.empty import needs_a_unit
@@ -39,6 +40,7 @@ class DependencyGraph:
         Of the model as traced; multiply-accumulates for batch 1.
     """
 
+    @collection_paused()
     def __init__(self, traced: Trace) -> None:
         self.traced = traced
         self.propagation = Propagation(traced)

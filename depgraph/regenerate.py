@@ -119,8 +119,7 @@ class Regenerator:
         if training not in self._whole:
             self._whole[training] = self._traced_whole(training)
         p = self._whole[training]
-        found = [] if p is None else [c for c in p.trace.calls if c.name == call.name]
-        if p is None or not found:
+        if p is None or call.name not in p.trace.calls_of:
             return None
         children = {
             outer: name
@@ -128,7 +127,7 @@ class Regenerator:
             for outer in self._names_of[id(child)]
         }
         names = {p.trace.tensors[name]: key for key, name in tensors.items()}
-        return _Source(p, found[0], names, children)
+        return _Source(p, p.trace.calls_of[call.name][0], names, children)
 
     def _traced_whole(self, training: bool) -> Propagation | None:
         """The whole model in one mode; None where it does not run in that mode."""
@@ -175,15 +174,10 @@ class _Writer:
 
     def write(self) -> fx.Graph:
         self._placeholders()
-        children = {
-            c.start: c
-            for c in self.trace.calls
-            if c.depth == self.call.depth + 1 and self.call.start <= c.start < c.end
-        }
         index = self.call.start
         while index < self.call.end:
-            child = children.get(index)
-            if child is not None:
+            child = self.trace.calls_at.get((self.call.depth + 1, index))
+            if child is not None and child.end > index:
                 self._child(child)
                 index = child.end
             else:

@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from depgraph._attributes import candidates, layer_attributes, with_integer
+from depgraph._recorder import collection_paused
 from depgraph.axes import Atom, axis_atoms, axis_size, kept_indices
 from depgraph.cost import value_shape
 from depgraph.errors import DepgraphError
@@ -29,7 +30,6 @@ from depgraph.propagate import Propagation, op_name
 from depgraph.regenerate import Regenerator
 from depgraph.rules.convolve import group_axis
 from depgraph.trace import (
-    ModuleCall,
     TraceError,
     named_tensors,
     shape,
@@ -65,6 +65,7 @@ class Edits:
                 module.__class__ = self.classes[name]
 
 
+@collection_paused()
 def apply_plan(plan: Plan, model: nn.Module, inplace: bool = False) -> nn.Module:
     """See `depgraph.Plan.apply`."""
     graph = _graph_for(plan, model)
@@ -146,9 +147,7 @@ class _Slicer:
         tensors, _ = named_tensors(model)
         self.first_name = {id(tensor): name for name, tensor in tensors.items()}
         self._reconsidered: set[str] = set()
-        self.calls: dict[str, list[ModuleCall]] = {}
-        for call in graph.traced.calls:
-            self.calls.setdefault(call.name, []).append(call)
+        self.calls = graph.traced.calls_of
 
     def new_tensors(self, share: bool) -> dict[int, Tensor]:
         """The tensor to put in place of each old one; unpruned ones are shared or copied."""

@@ -38,6 +38,19 @@ class Trace:
     constants: dict[str, Tensor]
 
     @cached_property
+    def calls_of(self) -> dict[str, list[ModuleCall]]:
+        """The calls of each module, by its name, in the order in which they ended."""
+        found: dict[str, list[ModuleCall]] = {}
+        for call in self.calls:
+            found.setdefault(call.name, []).append(call)
+        return found
+
+    @cached_property
+    def calls_at(self) -> dict[tuple[int, int], ModuleCall]:
+        """The call that begins at a node, by depth and the node's place."""
+        return {(call.depth, call.start): call for call in self.calls}
+
+    @cached_property
     def graph_module(self) -> fx.GraphModule:
         """The trace as a module of ATen calls that takes parameters, buffers and inputs."""
         return fx.GraphModule(self.constants, self.nodes[0].graph)
