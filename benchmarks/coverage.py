@@ -28,7 +28,7 @@ import depgraph
 from benchmarks.peer import torch_pruning_half
 from benchmarks.sources import Source, other_sources, timm_family
 from cli.output import table, write_text
-from depgraph._recorder import plain
+from depgraph._calls import plain
 from tests.interpret import masked_outputs
 from tests.reference import randomise, relative_difference
 

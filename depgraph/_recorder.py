@@ -8,16 +8,11 @@ op is remembered by its arguments' shapes: only the first of its kind is run.
 from __future__ import annotations
 
 import dataclasses
-import gc
 import operator
-import os
 import re
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import accumulate
-from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -27,10 +22,21 @@ from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode, PythonKey
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from depgraph._shapes import quick_result
+from depgraph._calls import UNREAD, ModuleCall, plain
+from depgraph._meta import (
+    CPU,
+    META,
+    copied,
+    creates,
+    is_traced,
+    look,
+    meta_result,
+    off_meta,
+    on_meta,
+    to_meta,
+)
+from depgraph._source import source_line
 
-META = torch.device("meta")
-_CPU = torch.device("cpu")
 READS = {
     torch.ops.aten._local_scalar_dense.default,
     torch.ops.aten.item.default,
@@ -40,56 +46,6 @@ READS = {
 """Ops that give the program a tensor's value."""
 _SMALL = 1 << 16
 """Elements of a tensor of positions or of a mask that is still worth computing."""
-
-
-@contextmanager
-def collection_paused() -> Iterator[None]:
-    """No garbage collection inside: many small objects are made, and all of them are kept."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-class Unread:
-    """Stands in a recorded call for a tensor that nothing in the model reads."""
-
-    def __repr__(self) -> str:
-        return "<a tensor that nothing reads>"
-
-
-UNREAD = Unread()
-
-
-@dataclasses.dataclass(frozen=True)
-class ModuleCall:
-    """One call of one module.
-
-    Attributes
-    ----------
-    name : str
-        Qualified name of the module, ``""`` for the model itself.
-    start, end : int
-        The nodes made during the call are ``trace.nodes[start:end]``.
-    args, kwargs, output : object
-        What the call took and gave back, with a ``torch.fx.Node`` in place of each traced tensor.
-    depth : int
-        How many recorded calls this one is nested in.
-    output_class : type or None
-        Dataclass whose fields ``output`` holds; None for tensors and plain containers.
-    """
-
-    name: str
-    start: int
-    end: int
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    output: Any
-    depth: int
-    output_class: type | None
 
 
 class _ListsAsTensors(TorchFunctionMode):
@@ -145,7 +101,7 @@ class Recorder(ProxyTorchDispatchMode):
 
     def placeholder(self, name: str, tensor: Tensor) -> fx.Node:
         """Node of a parameter or buffer."""
-        value = _on_meta(tensor)
+        value = on_meta(tensor)
         if not tensor.is_meta:
             self._device = tensor.device
         self._stand_ins[id(tensor)] = value
@@ -157,7 +113,7 @@ class Recorder(ProxyTorchDispatchMode):
 
     def input(self, tensor: Tensor) -> Tensor:
         """Meta tensor that takes the place of an input."""
-        value = _on_meta(tensor)
+        value = on_meta(tensor)
         placeholder = self.graph.placeholder(f"input_{len(self.inputs)}")
         self.inputs.append(self._note(placeholder, value))
         return value
@@ -216,14 +172,14 @@ class Recorder(ProxyTorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         self.running = func
-        if not _is_traced((args, kwargs)) and not _creates(func):
+        if not is_traced((args, kwargs)) and not creates(func):
             # on constants alone: computed for real, wherever the model thinks that it runs
-            return func(*self._map(args, _off_meta), **self._map_values(kwargs, _off_meta))
+            return func(*self._map(args, off_meta), **self._map_values(kwargs, off_meta))
         if func in READS and self._node(args[0]) in self._known:
             return func(self._known[self._node(args[0])])
         node_args = self._map(args, self._node)
         node_kwargs = self._map_values(kwargs, self._node)
-        result = self._run(func, self._map(args, _to_meta), self._map_values(kwargs, _to_meta))
+        result = self._run(func, self._map(args, to_meta), self._map_values(kwargs, to_meta))
         if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(result)):
             return result
         node = self.graph.call_function(func, node_args, node_kwargs)
@@ -253,7 +209,7 @@ class Recorder(ProxyTorchDispatchMode):
         def real(value: Any) -> Any:
             if isinstance(value, fx.Node):
                 return self._known[value]
-            return _CPU if isinstance(value, torch.device) else value
+            return CPU if isinstance(value, torch.device) else value
 
         args = self._map(node.args, real)
         kwargs = self._map_values(dict(node.kwargs), real)
@@ -264,16 +220,16 @@ class Recorder(ProxyTorchDispatchMode):
 
     def _run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """The op's result, or a copy of what it gave for arguments that look the same."""
-        if _creates(func):
+        if creates(func):
             kwargs = {**kwargs, "device": META}
         if func._schema.is_mutable:
             with torch._C._DisablePythonDispatcher():
                 return func(*args, **kwargs)
-        key = (func, _look((args, tuple(kwargs.items()))))
+        key = (func, look((args, tuple(kwargs.items()))))
         if key not in self._results:
-            self._results[key] = _result(func, args, kwargs)
+            self._results[key] = meta_result(func, args, kwargs)
             return self._results[key]
-        return _copied(self._results[key])
+        return copied(self._results[key])
 
     def _map(self, value: Any, function: Callable[[Any], Any]) -> Any:
         if isinstance(value, (list, tuple)):
@@ -326,108 +282,8 @@ class Recorder(ProxyTorchDispatchMode):
         return self._node(value) if known else value
 
 
-_OURS = tuple(f"{Path(file).resolve().parent}{os.sep}" for file in (torch.__file__, __file__))
-
-
-def source_line() -> str:
-    """``"file.py, line 7"`` of the innermost code that is neither torch's nor ours."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if is_foreign(frame):
-            return place(frame, frame.f_lineno)
-        frame = frame.f_back
-    return ""
-
-
-def is_foreign(frame: FrameType) -> bool:
-    """Whether a frame runs code that is neither torch's nor ours, nor generated."""
-    file = frame.f_code.co_filename
-    return not file.startswith(_OURS) and file[:1] != "<"
-
-
-def place(frame: FrameType, line: int) -> str:
-    """A line of a frame's file, for people."""
-    return f"{frame.f_code.co_filename.rpartition(os.sep)[2]}, line {line}"
-
-
-def plain(output: Any) -> Any:
-    """Dataclasses and dict-like outputs (``ModelOutput``) as plain dicts, which pytree can walk."""
-    if hasattr(output, "items"):
-        return {name: plain(value) for name, value in output.items()}
-    if dataclasses.is_dataclass(output) and not isinstance(output, type):
-        return {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
-    return output
-
-
-def _result(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    quick = quick_result(func, args, kwargs)
-    if quick is not None:
-        return quick
-    with torch._C._DisablePythonDispatcher():  # C++ meta kernels, where there are some, are faster
-        return func(*args, **kwargs)
-
-
 def _identifier(name: str) -> str:
     return re.sub(r"\W|^(?=\d)", "_", name)
-
-
-def _on_meta(tensor: Tensor) -> Tensor:
-    value = torch.empty_strided(
-        tensor.shape, tensor.stride(), dtype=tensor.dtype, device=META, requires_grad=False
-    )
-    if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(value, requires_grad=tensor.requires_grad)
-    return value
-
-
-def _off_meta(value: Any) -> Any:
-    return _CPU if value == META and isinstance(value, torch.device) else value
-
-
-def _to_meta(value: Any) -> Any:
-    if isinstance(value, Tensor) and not value.is_meta:
-        return _on_meta(value)
-    return META if isinstance(value, torch.device) else value
-
-
-def _copied(result: Any) -> Any:
-    if isinstance(result, Tensor):
-        return torch.empty_strided(result.shape, result.stride(), dtype=result.dtype, device=META)
-    return (
-        type(result)(_copied(item) for item in result)
-        if isinstance(result, (tuple, list))
-        else result
-    )
-
-
-def _look(value: Any) -> Any:
-    """What an op can see of its arguments on meta, hashable."""
-    if isinstance(value, Tensor):
-        return (value.shape, value.stride(), value.dtype)
-    if isinstance(value, (tuple, list)):
-        return tuple(map(_look, value))
-    return (type(value), value)
-
-
-def _is_traced(value: Any) -> bool:
-    if isinstance(value, (tuple, list)):
-        return any(map(_is_traced, value))
-    if isinstance(value, dict):
-        return any(map(_is_traced, value.values()))
-    return isinstance(value, Tensor) and value.is_meta
-
-
-_creation: dict[Any, bool] = {}
-
-
-def _creates(func: Any) -> bool:
-    """Whether an op takes no tensor and says where its result shall be."""
-    if func not in _creation:
-        arguments = func._schema.arguments
-        _creation[func] = any(a.name == "device" for a in arguments) and not any(
-            "Tensor" in str(a.type) for a in arguments
-        )
-    return _creation[func]
 
 
 def _writes(node: fx.Node) -> bool:

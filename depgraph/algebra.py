@@ -6,9 +6,10 @@ mentions an atom sees its refinement at once, and nothing here depends on how wi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
+from depgraph._runs import boundaries, join, runs
 from depgraph.axes import Atom, Axis, Concat, Factor, axis_atoms, axis_size, factor_size, same
 
 
@@ -123,7 +124,7 @@ class Algebra:
             f.bound = (g,)
 
     def _equate_concats(self, f: Concat, g: Concat, why: str) -> None:
-        cuts = sorted({*_boundaries(f.parts), *_boundaries(g.parts)})
+        cuts = sorted({*boundaries(f.parts), *boundaries(g.parts)})
         left, right = self._cut(f, cuts), self._cut(g, cuts)
         if left is None or right is None:
             self._freeze_both((f,), (g,), f"{why}: its parts have other boundaries")
@@ -232,7 +233,7 @@ class Algebra:
             else:
                 fine.append(part)
             offset += size
-        return _join(fine, inner)
+        return join(fine, inner)
 
     def _cut_product(self, axis: Axis, cuts: Sequence[int]) -> list[Axis] | None:
         """A product cut between whole indices of its leading factor."""
@@ -252,7 +253,7 @@ class Algebra:
         if 0 in sizes:
             return self._regroup_run(factors, list(sizes), why)
         out: list[Axis] = []
-        for run, run_sizes in _runs(factors, sizes):
+        for run, run_sizes in runs(factors, sizes):
             out.extend(self._regroup_run(run, run_sizes, why))
         return out
 
@@ -283,42 +284,3 @@ class Algebra:
                     size //= head
             out.append(tuple(axis))
         return out
-
-
-def _boundaries(parts: Sequence[Axis]) -> list[int]:
-    ends, offset = [], 0
-    for part in parts:
-        offset += axis_size(part)
-        ends.append(offset)
-    return ends
-
-
-def _join(fine: Sequence[Axis], cuts: Sequence[int]) -> list[Axis]:
-    """Neighbouring parts put together again between the cuts."""
-    pieces: list[list[Axis]] = [[]]
-    for part, end in zip(fine, _boundaries(fine), strict=True):
-        pieces[-1].append(part)
-        if end in cuts:
-            pieces.append([])
-    return [piece[0] if len(piece) == 1 else (Concat(tuple(piece)),) for piece in pieces if piece]
-
-
-def _runs(
-    factors: Sequence[Factor], sizes: Sequence[int]
-) -> Iterator[tuple[list[Factor], list[int]]]:
-    """Shortest runs of factors and of dimensions whose products agree."""
-    rest = list(factors)
-    run: list[Factor] = []
-    dims: list[int] = []
-    have = want = 1
-    for size in sizes:
-        dims.append(size)
-        want *= size
-        while have < want and rest:
-            run.append(rest.pop(0))
-            have *= factor_size(run[-1])
-        if have == want:
-            yield run, dims
-            run, dims, have, want = [], [], 1, 1
-    if dims or rest:
-        yield run + rest, dims

@@ -109,6 +109,29 @@ def kept_indices(axis: Axis, kept: Mapping[Atom, Tensor]) -> Tensor:
     return indices
 
 
+def select_indices(tensor: Tensor, indices: Mapping[int, Tensor]) -> Tensor:
+    """A tensor's entries at these indices of some dimensions."""
+    if len(indices) < 2 or 0 not in indices or tensor.is_meta:
+        for dim, here in indices.items():
+            tensor = tensor.index_select(dim, here)
+        return tensor
+    sizes = [len(indices[dim]) if dim in indices else n for dim, n in enumerate(tensor.shape)]
+    out = tensor.new_empty(sizes)
+    *inner, last = [dim for dim in indices if dim != 0]
+    # A few rows at a time: what lies between two selections stays in the cache.
+    rows = max(1, _CACHED * len(tensor) // max(1, tensor.numel()))
+    for here, place in zip(indices[0].split(rows), out.split(rows), strict=True):
+        part = tensor.index_select(0, here)
+        for dim in inner:
+            part = part.index_select(dim, indices[dim])
+        torch.index_select(part, last, indices[last], out=place)
+    return out
+
+
+_CACHED = 1 << 18
+"""Numbers that fit into a core's cache together."""
+
+
 def unit_positions(axis: Axis, atom: Atom) -> Tensor:
     """Where each unit of an atom lies along a dimension.
 

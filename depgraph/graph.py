@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from depgraph import rules  # noqa: F401  (registers the rules)
+from depgraph._collection import collection_paused
+from depgraph._inputs import input_spec
 from depgraph._networkx import build_networkx, write_graphml
-from depgraph._recorder import collection_paused
 from depgraph.axes import Atom
 from depgraph.cost import mac_terms, total_macs, total_params
 from depgraph.empty import needs_a_unit
@@ -23,7 +24,7 @@ from depgraph.errors import DepgraphError
 from depgraph.groups import Group, find_groups
 from depgraph.plan import Plan, axis_spec, check_units
 from depgraph.propagate import Propagation
-from depgraph.trace import Trace, shape, trace_forward
+from depgraph.trace import Trace, trace_forward
 from depgraph.vanish import freeze_mixed_sums
 
 
@@ -256,33 +257,6 @@ def _twice(value: Any) -> Any:
     return value.expand(2, *value.shape[1:]) if isinstance(value, Tensor) else value
 
 
-def input_spec(example: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
-    """Example inputs as plain data: shapes and dtypes in place of tensors."""
-    args, kwargs = example
-    return _described(kwargs) if kwargs else _described(list(args))
-
-
-def _described(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
-    if isinstance(value, (list, tuple)):
-        return [_described(item) for item in value]
-    if isinstance(value, Mapping):
-        return {"items": {name: _described(item) for name, item in value.items()}}
-    return value
-
-
-def example_from_spec(spec: Any) -> Any:
-    """What `input_spec` wrote down, with meta tensors, as `trace` takes it."""
-    if isinstance(spec, list):
-        return tuple(map(example_from_spec, spec))
-    if isinstance(spec, dict) and "items" in spec:
-        return {name: example_from_spec(item) for name, item in spec["items"].items()}
-    if isinstance(spec, dict):
-        return torch.empty(spec["shape"], dtype=getattr(torch, spec["dtype"]), device="meta")
-    return spec
-
-
 def count_macs(model: nn.Module, example_inputs: Any) -> int:
     """Multiply-accumulates of a model for batch 1: linear, matmul, convolution and attention.
 
@@ -303,4 +277,4 @@ def count_macs(model: nn.Module, example_inputs: Any) -> int:
     return trace(model, example_inputs).macs
 
 
-__all__ = ["DependencyGraph", "count_macs", "example_from_spec", "shape", "trace"]
+__all__ = ["DependencyGraph", "count_macs", "trace"]

@@ -7,69 +7,29 @@ only afterwards, and only when asked to.
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any
 
-import torch
-from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
-from depgraph._attributes import candidates, layer_attributes, with_integer
-from depgraph._recorder import collection_paused
-from depgraph.axes import Atom, axis_atoms, axis_size, kept_indices
-from depgraph.cost import value_shape
+from depgraph._collection import collection_paused
+from depgraph._edits import Edits
+from depgraph._inputs import example_from_spec
+from depgraph._slicer import Slicer
 from depgraph.errors import DepgraphError
-from depgraph.graph import DependencyGraph, example_from_spec, trace
-from depgraph.groups import attention_products
-from depgraph.literals import GROUPED
+from depgraph.graph import DependencyGraph, trace
 from depgraph.plan import Plan, check_units
-from depgraph.propagate import Propagation, op_name
-from depgraph.regenerate import Regenerator
-from depgraph.rules.convolve import group_axis
 from depgraph.trace import (
-    TraceError,
     named_tensors,
     shape,
     structural_copy,
-    trace_forward,
 )
 from depgraph.verify import Mismatch, verify
-
-
-@dataclass
-class Edits:
-    """What changes in a model: tensors by the identity of the old one, the rest by module name."""
-
-    tensors: dict[int, Tensor] = field(default_factory=dict)
-    attributes: dict[str, dict[str, Any]] = field(default_factory=dict)
-    classes: dict[str, type[nn.Module]] = field(default_factory=dict)
-
-    def apply(self, model: nn.Module) -> None:
-        """Make the changes in the model itself."""
-        for module in model.modules():
-            registries: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
-            for registry in registries:
-                for key, tensor in registry.items():
-                    if tensor is not None:
-                        registry[key] = self.tensors[id(tensor)]
-        self.apply_structure(model)
-
-    def apply_structure(self, model: nn.Module) -> None:
-        """Set attributes and generated forwards."""
-        for name, module in model.named_modules():
-            vars(module).update(self.attributes.get(name, {}))
-            if name in self.classes:
-                module.__class__ = self.classes[name]
 
 
 @collection_paused()
 def apply_plan(plan: Plan, model: nn.Module, inplace: bool = False) -> nn.Module:
     """See `depgraph.Plan.apply`."""
     graph = _graph_for(plan, model)
-    slicer = _Slicer(graph, plan, model)
+    slicer = Slicer(graph, plan, model)
     edits = Edits()
     edits.tensors = slicer.new_tensors(share=inplace)
     slicer.add_attributes(edits)
@@ -92,7 +52,7 @@ def _remember(plan: Plan, small: nn.Module) -> None:
     vars(small)["depgraph_plans"] = [*earlier, dataclasses.replace(plan, _graph=None)]
 
 
-def _mismatch(slicer: _Slicer, small: nn.Module) -> Mismatch | None:
+def _mismatch(slicer: Slicer, small: nn.Module) -> Mismatch | None:
     """What the verifying trace finds wrong; None when all agrees."""
     try:
         verify(slicer.graph, small, slicer.kept)
@@ -126,293 +86,3 @@ def _graph_for(plan: Plan, model: nn.Module) -> DependencyGraph:
     for name, units in plan.kept_units.items():
         check_units(name, plan.sizes[name], units, graph.needs_a_unit(name))
     return graph
-
-
-_FUSED = (nn.TransformerEncoderLayer,)
-"""torch's modules that hand their children's parameters to one fused kernel in evaluation."""
-
-
-class _Slicer:
-    """Works out, from graph and plan, what has to change in one model."""
-
-    def __init__(self, graph: DependencyGraph, plan: Plan, model: nn.Module) -> None:
-        self.graph = graph
-        self.plan = plan
-        self.model = model
-        self.p: Propagation = graph.propagation
-        self.kept = graph.kept_atoms(plan)
-        self.sizes: dict[Atom, int] = {atom: len(units) for atom, units in self.kept.items()}
-        self.modules = dict(model.named_modules())
-        self._regenerator = Regenerator(self.p, self.kept, model)
-        tensors, _ = named_tensors(model)
-        self.first_name = {id(tensor): name for name, tensor in tensors.items()}
-        self._reconsidered: set[str] = set()
-        self.calls = graph.traced.calls_of
-
-    def new_tensors(self, share: bool) -> dict[int, Tensor]:
-        """The tensor to put in place of each old one; unpruned ones are shared or copied."""
-        tensors, _ = named_tensors(self.model)
-        new: dict[int, Tensor] = {}
-        for name, old in tensors.items():
-            value = self._sliced(name, old.detach())
-            if value.data_ptr() == old.data_ptr() and not share:
-                value = value.clone()
-            if isinstance(old, nn.Parameter):
-                value = (
-                    old if value is old else nn.Parameter(value, requires_grad=old.requires_grad)
-                )
-            new[id(old)] = value
-        return new
-
-    def _sliced(self, name: str, tensor: Tensor) -> Tensor:
-        node = self.graph.traced.tensors.get(name)
-        indices = {
-            dim: kept_indices(axis, self.kept).to(tensor.device)
-            for dim, axis in enumerate(self.p.axes(node))
-            if any(atom in self.kept for atom in axis_atoms(axis))
-        }
-        return _select(tensor, indices)
-
-    def own_tensors(self, module: nn.Module, recurse: bool = False) -> dict[str, str]:
-        """The trace's names of a module's parameters and buffers, by local name."""
-        found = itertools.chain(
-            module.named_parameters(recurse=recurse, remove_duplicate=False),
-            module.named_buffers(recurse=recurse, remove_duplicate=False),
-        )
-        return {local: self.first_name[id(tensor)] for local, tensor in found}
-
-    def own_nodes(self, module: nn.Module) -> dict[str, fx.Node]:
-        """Traced nodes of the parameters and buffers that a module itself holds."""
-        nodes = self.graph.traced.tensors
-        return {local: nodes[name] for local, name in self.own_tensors(module).items()}
-
-    def add_attributes(self, edits: Edits) -> None:
-        """Integers of every module that name a pruned size."""
-        for name, module in self.modules.items():
-            nodes = self.own_nodes(module)
-            shapes = {local: value_shape(self.p, node, self.sizes) for local, node in nodes.items()}
-            attributes = layer_attributes(module, shapes, self._groups(name))
-            if not attributes:
-                attributes = self._chosen(module, _likeliest(self._options(name)))
-            if attributes:
-                edits.attributes[name] = attributes
-
-    def _options(self, name: str) -> dict[tuple[Any, ...], list[int]]:
-        """New values that each integer of a module may take, the likeliest first."""
-        module = self.modules[name]
-        nodes, calls = self.own_nodes(module), self.calls.get(name, [])
-        return candidates(self.p, module, calls, nodes, self.sizes)
-
-    def _groups(self, name: str) -> int | None:
-        """New number of groups of a module that runs one grouped op; None where there is none."""
-        for node in self._own_ops(name):
-            if node.op == "call_function" and op_name(node) in GROUPED:
-                axis = group_axis(self.p, node)
-                return axis_size(axis, self.sizes) if axis else None
-        return None
-
-    def _chosen(self, module: nn.Module, choice: dict[tuple[Any, ...], int]) -> dict[str, Any]:
-        attributes: dict[str, Any] = {}
-        for (attribute, *path), new in choice.items():
-            value = attributes.get(attribute, vars(module)[attribute])
-            attributes[attribute] = with_integer(value, tuple(path), new)
-        return attributes
-
-    def _own_ops(self, name: str) -> Iterator[fx.Node]:
-        owner = self.graph.traced.owner
-        for call in self.calls.get(name, []):
-            for node in self.graph.traced.nodes[call.start : call.end]:
-                if owner.get(node) == name:
-                    yield node
-
-    @cached_property
-    def cut_attention(self) -> frozenset[str]:
-        """Modules with an attention that loses head dims, which would change its temperature.
-
-        A fused attention takes its default scale from the width it sees, and a module may switch
-        between the fused and the written-out form at any time: the forward of these is generated,
-        with the original scale.
-        """
-        owner = self.graph.traced.owner
-        return frozenset(
-            owner.get(product.node, "")
-            for product in attention_products(self.p)
-            if any(atom in self.sizes for atom in axis_atoms(product.query_dim))
-        )
-
-    def _runs(self, name: str, attributes: dict[str, Any], outer: Edits) -> bool:
-        """Whether a module, sliced and with these attributes, computes the predicted shapes."""
-        module = self.modules[name]
-        trial = structural_copy(module)
-        edits = Edits(attributes=self._inner_attributes(trial, name))
-        edits.attributes[""] = attributes
-        edits.classes = {
-            inner.removeprefix(f"{name}."): made
-            for inner, made in outer.classes.items()
-            if inner.startswith(f"{name}.")
-        }
-        edits.tensors = {
-            id(tensor): torch.empty(
-                value_shape(self.p, self._node_of(tensor), self.sizes),
-                dtype=tensor.dtype,
-                device="meta",
-            )
-            for tensor in (*trial.parameters(), *trial.buffers())
-        }
-        edits.apply(trial)
-        for call in self.calls[name]:
-            args, kwargs = pytree.tree_map_only(fx.Node, self._predicted, (call.args, call.kwargs))
-            try:
-                traced = trace_forward(trial, args, kwargs)
-            except TraceError:
-                return False
-            expected = [self._predicted(x).shape for x in _nodes(call.output)]
-            if [node.meta["val"].shape for node in traced.outputs] != expected:
-                return False
-        return True
-
-    def _inner_attributes(self, trial: nn.Module, outer: str) -> dict[str, dict[str, Any]]:
-        inner = {}
-        for name, module in trial.named_modules():
-            shapes = {
-                local: value_shape(self.p, node, self.sizes)
-                for local, node in self.own_nodes(module).items()
-            }
-            groups = self._groups(".".join(filter(None, (outer, name))))
-            inner[name] = layer_attributes(module, shapes, groups)
-        return inner
-
-    def _node_of(self, tensor: Tensor) -> fx.Node:
-        return self.graph.traced.tensors[self.first_name[id(tensor)]]
-
-    def _predicted(self, node: fx.Node) -> Tensor:
-        fake = node.meta["val"]
-        size = value_shape(self.p, node, self.sizes)
-        return torch.empty(size, dtype=fake.dtype, device="meta")
-
-    def add_classes(self, edits: Edits) -> None:
-        """Generated forwards for the modules that would compute with another temperature."""
-        for name in self.modules:
-            if self.calls.get(name) and name in self.cut_attention:
-                edits.classes[name] = self.generated(name)
-
-    def bypassed(self, edits: Edits) -> list[str]:
-        """Modules with a fused kernel that would call past the generated forward of a child."""
-        return [
-            name
-            for name, module in self.modules.items()
-            if isinstance(module, _FUSED)
-            and name not in edits.classes
-            and any(inner.startswith(f"{name}.") for inner in edits.classes)
-        ]
-
-    def repair(self, mismatch: Mismatch | None, edits: Edits) -> None:
-        """Other attributes, or else a generated forward, for the innermost module to blame.
-
-        Raises
-        ------
-        Mismatch
-            The one given, when there is no such module.
-        """
-        if mismatch is None:
-            names = self.bypassed(edits)
-            edits.classes.update((name, self.generated(name)) for name in names)
-            return
-        path = mismatch.module
-        while path in edits.classes or not self.calls.get(path) or self._is_layer(path):
-            if not path:
-                path = self._culprit(edits, mismatch)
-                break
-            path = path.rpartition(".")[0]
-        alike = [
-            name
-            for name, module in self.modules.items()
-            if type(module) is type(self.modules[path])
-            and self.calls.get(name)
-            and name not in edits.classes
-        ]
-        if path not in self._reconsidered:
-            self._reconsidered.update(alike)
-            fitting = [name for name in alike if self._refit(name, edits)]
-            if path in fitting:
-                return
-        try:
-            edits.classes.update((name, self.generated(name)) for name in alike)
-        except DepgraphError as error:
-            text = f"{mismatch}; a forward of other sizes cannot be generated either: {error}"
-            raise DepgraphError(text) from error
-
-    def _culprit(self, edits: Edits, mismatch: Mismatch) -> str:
-        """The innermost module that gives other shapes than predicted, though its inputs fit.
-
-        A dimension of which one unit is left broadcasts, and the error shows elsewhere.
-        """
-        for name in sorted(self.calls, key=lambda name: -name.count(".")):
-            known = not name or name in edits.classes or self._is_layer(name)
-            if not known and not self._runs(name, edits.attributes.get(name, {}), edits):
-                return name
-        raise mismatch
-
-    def _refit(self, name: str, edits: Edits) -> bool:
-        """Look for attributes of a module with which it runs; whether they are other ones."""
-        for choice in _others(self._options(name)):
-            attributes = self._chosen(self.modules[name], choice)
-            if self._runs(name, attributes, edits):
-                edits.attributes[name] = attributes
-                return True
-        return False
-
-    def _is_layer(self, name: str) -> bool:
-        return _is_torch_layer(self.modules[name])
-
-    def generated(self, name: str) -> type[nn.Module]:
-        """The class of a module with its forward generated for the plan."""
-        module = self.modules[name]
-        tensors = self.own_tensors(module, recurse=True)
-        return self._regenerator.generate(module, self.calls[name][0], tensors)
-
-
-def _select(tensor: Tensor, indices: dict[int, Tensor]) -> Tensor:
-    """A tensor's entries at these indices of some dimensions."""
-    if len(indices) < 2 or 0 not in indices or tensor.is_meta:
-        for dim, here in indices.items():
-            tensor = tensor.index_select(dim, here)
-        return tensor
-    sizes = [len(indices[dim]) if dim in indices else n for dim, n in enumerate(tensor.shape)]
-    out = tensor.new_empty(sizes)
-    *inner, last = [dim for dim in indices if dim != 0]
-    # A few rows at a time: what lies between two selections stays in the cache.
-    rows = max(1, _CACHED * len(tensor) // max(1, tensor.numel()))
-    for here, place in zip(indices[0].split(rows), out.split(rows), strict=True):
-        part = tensor.index_select(0, here)
-        for dim in inner:
-            part = part.index_select(dim, indices[dim])
-        torch.index_select(part, last, indices[last], out=place)
-    return out
-
-
-_CACHED = 1 << 18
-"""Numbers that fit into a core's cache together."""
-
-
-def _is_torch_layer(module: nn.Module) -> bool:
-    """Whether a module is one of torch's own layers, whose sizes are its parameters'."""
-    return type(module).__module__.startswith("torch.nn.") and not any(module.children())
-
-
-def _likeliest(options: dict[tuple[Any, ...], list[int]]) -> dict[tuple[Any, ...], int]:
-    return {path: values[0] for path, values in options.items()}
-
-
-def _others(options: dict[tuple[Any, ...], list[int]]) -> Iterator[dict[tuple[Any, ...], int]]:
-    """One value at a time another than the likeliest: the forward is generated else.
-
-    Trying all combinations would take time exponential in the number of integers.
-    """
-    for path, values in options.items():
-        for value in values[1:]:
-            yield {**_likeliest(options), path: value}
-
-
-def _nodes(value: Any) -> list[fx.Node]:
-    return [x for x in pytree.tree_leaves(value) if isinstance(x, fx.Node)]

@@ -18,7 +18,10 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from depgraph._caches import caches_bypassed
-from depgraph._recorder import READS, ModuleCall, Recorder, collection_paused, is_foreign, place
+from depgraph._calls import ModuleCall
+from depgraph._collection import collection_paused
+from depgraph._recorder import READS, Recorder
+from depgraph._source import is_foreign, place
 from depgraph.errors import DepgraphError
 
 

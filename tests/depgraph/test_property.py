@@ -158,7 +158,7 @@ def test_a_generated_forward_behind_an_op_without_a_rule_takes_any_batch():
 
 
 def test_a_trial_notices_a_wrong_index(monkeypatch: pytest.MonkeyPatch):
-    from depgraph import slice as slicer
+    from depgraph import _slicer as slicer
 
     right = slicer.kept_indices
 

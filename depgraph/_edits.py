@@ -1,0 +1,34 @@
+"""What changes in a model, noted down before any of it is done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+
+@dataclass
+class Edits:
+    """What changes in a model: tensors by the identity of the old one, the rest by module name."""
+
+    tensors: dict[int, Tensor] = field(default_factory=dict)
+    attributes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    classes: dict[str, type[nn.Module]] = field(default_factory=dict)
+
+    def apply(self, model: nn.Module) -> None:
+        """Make the changes in the model itself."""
+        for module in model.modules():
+            registries: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+            for registry in registries:
+                for key, tensor in registry.items():
+                    if tensor is not None:
+                        registry[key] = self.tensors[id(tensor)]
+        self.apply_structure(model)
+
+    def apply_structure(self, model: nn.Module) -> None:
+        """Set attributes and generated forwards."""
+        for name, module in model.named_modules():
+            vars(module).update(self.attributes.get(name, {}))
+            if name in self.classes:
+                module.__class__ = self.classes[name]

@@ -1,0 +1,86 @@
+"""Tensors without data: how they stand in for real ones, and what an op makes of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from depgraph._shapes import quick_result
+
+META = torch.device("meta")
+CPU = torch.device("cpu")
+
+
+def meta_result(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """What an op makes of meta tensors."""
+    quick = quick_result(func, args, kwargs)
+    if quick is not None:
+        return quick
+    with torch._C._DisablePythonDispatcher():  # C++ meta kernels, where there are some, are faster
+        return func(*args, **kwargs)
+
+
+def on_meta(tensor: Tensor) -> Tensor:
+    """A tensor without data that looks the same."""
+    value = torch.empty_strided(
+        tensor.shape, tensor.stride(), dtype=tensor.dtype, device=META, requires_grad=False
+    )
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(value, requires_grad=tensor.requires_grad)
+    return value
+
+
+def off_meta(value: Any) -> Any:
+    """The CPU for the meta device; any other value as it is."""
+    return CPU if value == META and isinstance(value, torch.device) else value
+
+
+def to_meta(value: Any) -> Any:
+    """Tensors and devices moved to the meta device; any other value as it is."""
+    if isinstance(value, Tensor) and not value.is_meta:
+        return on_meta(value)
+    return META if isinstance(value, torch.device) else value
+
+
+def copied(result: Any) -> Any:
+    """Other tensors that look like those of a result."""
+    if isinstance(result, Tensor):
+        return torch.empty_strided(result.shape, result.stride(), dtype=result.dtype, device=META)
+    return (
+        type(result)(copied(item) for item in result)
+        if isinstance(result, (tuple, list))
+        else result
+    )
+
+
+def look(value: Any) -> Any:
+    """What an op can see of its arguments on meta, hashable."""
+    if isinstance(value, Tensor):
+        return (value.shape, value.stride(), value.dtype)
+    if isinstance(value, (tuple, list)):
+        return tuple(map(look, value))
+    return (type(value), value)
+
+
+def is_traced(value: Any) -> bool:
+    """Whether a tensor of the trace is among the arguments."""
+    if isinstance(value, (tuple, list)):
+        return any(map(is_traced, value))
+    if isinstance(value, dict):
+        return any(map(is_traced, value.values()))
+    return isinstance(value, Tensor) and value.is_meta
+
+
+_creation: dict[Any, bool] = {}
+
+
+def creates(func: Any) -> bool:
+    """Whether an op takes no tensor and says where its result shall be."""
+    if func not in _creation:
+        arguments = func._schema.arguments
+        _creation[func] = any(a.name == "device" for a in arguments) and not any(
+            "Tensor" in str(a.type) for a in arguments
+        )
+    return _creation[func]

@@ -1,0 +1,33 @@
+"""Which line of the user's code is running."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+_OURS = tuple(f"{Path(file).resolve().parent}{os.sep}" for file in (torch.__file__, __file__))
+
+
+def source_line() -> str:
+    """``"file.py, line 7"`` of the innermost code that is neither torch's nor ours."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if is_foreign(frame):
+            return place(frame, frame.f_lineno)
+        frame = frame.f_back
+    return ""
+
+
+def is_foreign(frame: FrameType) -> bool:
+    """Whether a frame runs code that is neither torch's nor ours, nor generated."""
+    file = frame.f_code.co_filename
+    return not file.startswith(_OURS) and file[:1] != "<"
+
+
+def place(frame: FrameType, line: int) -> str:
+    """A line of a frame's file, for people."""
+    return f"{frame.f_code.co_filename.rpartition(os.sep)[2]}, line {line}"
