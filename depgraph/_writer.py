@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.immutable_collections import immutable_dict, immutable_list
+from torch.fx.node import map_aggregate
 from torch.utils import _pytree as pytree
 
 from depgraph._calls import Unread
@@ -74,7 +74,7 @@ class Writer:
         index = self.call.start
         while index < self.call.end:
             child = self.trace.calls_at.get((self.call.depth + 1, index))
-            if child is not None and child.end > index:
+            if child is not None:
                 self._child(child)
                 index = child.end
             else:
@@ -232,21 +232,18 @@ class Writer:
         return self.graph.call_function(mul, (left, right))
 
     def _mapped(self, value: Any) -> Any:
-        """Arguments in terms of the new graph; by hand, since pytree is slow on small ones."""
+        """Arguments in terms of the new graph."""
+        return map_aggregate(value, self._mapped_leaf)
+
+    def _mapped_leaf(self, value: Any) -> Any:
         if isinstance(value, fx.Node):
             return self._node(value)
-        if type(value) in (tuple, list) or isinstance(value, (immutable_list, torch.Size)):
-            items = [self._mapped(item) for item in value]
-            return tuple(items) if isinstance(value, tuple) else items
-        if type(value) in (dict, immutable_dict):
-            return {key: self._mapped(item) for key, item in value.items()}
         if isinstance(value, torch.device):
             return self._device()
         if isinstance(value, Unread):
             return None
-        if pytree.tree_is_leaf(value):
-            return value
-        return pytree.tree_map(self._mapped, value)
+        # containers that only pytree knows, such as a library's outputs
+        return value if pytree.tree_is_leaf(value) else pytree.tree_map(self._mapped_leaf, value)
 
     def _node(self, node: fx.Node) -> fx.Node:
         if node not in self.made:

@@ -72,17 +72,12 @@ def _attention(p: Propagation, node: fx.Node) -> list[Term]:
     return [(*q, k[-2]), (*q[:-1], k[-2], v[-1])]
 
 
-_PRODUCTS = {
+_COUNTED = {
     "aten.linear": _linear,
     "aten.matmul": _matmul,
     "aten.mm": _matmul,
     "aten.bmm": _matmul,
     "aten.addmm": _addmm,
-    "aten.baddbmm": _baddbmm,
-    "aten.einsum": _einsum,
-    "aten.scaled_dot_product_attention": _attention,
-}
-_CONVOLUTIONS = {
     "aten.conv1d": _convolution,
     "aten.conv2d": _convolution,
     "aten.conv3d": _convolution,
@@ -90,11 +85,10 @@ _CONVOLUTIONS = {
     "aten.conv_transpose1d": _convolution,
     "aten.conv_transpose2d": _convolution,
     "aten.conv_transpose3d": _convolution,
+    "aten.baddbmm": _baddbmm,
+    "aten.einsum": _einsum,
+    "aten.scaled_dot_product_attention": _attention,
 }
-_COUNTED = {**_PRODUCTS, **_CONVOLUTIONS}
-
-PRODUCTS = frozenset(_PRODUCTS)
-"""Matrix products and attention."""
 
 
 def total_macs(terms: Sequence[Term], sizes: Mapping[Atom, int], batch: int) -> int:

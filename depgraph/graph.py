@@ -115,6 +115,21 @@ class DependencyGraph:
         """
         return self._needs_a_unit.get(self.group(name)._atom)
 
+    def check_emptied(self, kept: Mapping[str, Sequence[int]]) -> None:
+        """Refuse to empty a group of which a unit has to stay.
+
+        Raises
+        ------
+        DepgraphError
+            Naming the group and the reason.
+        """
+        for name, units in kept.items():
+            reason = None if units else self.needs_a_unit(name)
+            if reason:
+                raise DepgraphError(
+                    f"group '{name}': no unit would be left, but {reason}; keep at least one"
+                )
+
     @cached_property
     def _needs_a_unit(self) -> dict[Atom, str]:
         return needs_a_unit(self.propagation)
@@ -140,7 +155,7 @@ class DependencyGraph:
         chosen: dict[str, tuple[int, ...]] = {}
         for name, units in kept.items():
             group = self.group(name)
-            numbers = check_units(name, group.size, units, self.needs_a_unit(name))
+            numbers = check_units(name, group.size, units)
             if len(numbers) == group.size:
                 continue
             if group.frozen is not None:
@@ -148,6 +163,7 @@ class DependencyGraph:
                     f"group '{name}' is frozen ({group.frozen}); keep all of its units"
                 )
             chosen[name] = numbers
+        self.check_emptied(chosen)
         params, macs = self.cost({name: len(units) for name, units in chosen.items()})
         names = {group._atom: group.name for group in self.prunable}
         specs = {

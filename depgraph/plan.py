@@ -178,9 +178,7 @@ class Plan:
         return plan
 
 
-def check_units(
-    name: str, size: int, units: Sequence[int] | Tensor, needs_a_unit: str | None = None
-) -> tuple[int, ...]:
+def check_units(name: str, size: int, units: Sequence[int] | Tensor) -> tuple[int, ...]:
     """The units to keep of a group, ascending.
 
     Parameters
@@ -191,8 +189,6 @@ def check_units(
         Its units are ``0 .. size - 1``.
     units : sequence of int, or Tensor
         Units to keep, in any order.
-    needs_a_unit : str, optional
-        Why one has to stay, if so.
 
     Returns
     -------
@@ -201,7 +197,7 @@ def check_units(
     Raises
     ------
     DepgraphError
-        When none is left of a group that needs one, one is out of range, repeated, or no integer.
+        When one is out of range, repeated, or no integer.
     """
     if isinstance(units, Tensor) and units.numel():
         if units.dtype.is_floating_point or units.dtype == torch.bool or units.dim() != 1:
@@ -216,10 +212,6 @@ def check_units(
         raise DepgraphError(f"group '{name}': kept units must be integers, got {wrong[0]!r}")
     numbers = sorted(u.__index__() for u in values)
     if not numbers:
-        if needs_a_unit:
-            raise DepgraphError(
-                f"group '{name}': no unit would be left, but {needs_a_unit}; keep at least one"
-            )
         return ()
     if numbers[0] < 0 or numbers[-1] >= size:
         bad = numbers[0] if numbers[0] < 0 else numbers[-1]

@@ -6,7 +6,7 @@ of its result. An op without a rule freezes what it touches, with the op's name 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -14,23 +14,49 @@ import torch
 from torch import fx
 
 from depgraph.algebra import Algebra
-from depgraph.axes import Axis, axis_size, same
+from depgraph.axes import Axis, axis_atoms, axis_size, same
 from depgraph.trace import Trace, shape
 
 Axes = list[Axis]
 Rule = Callable[["Propagation", fx.Node], "Axes | list[Axes]"]
 
+NeedsUnits = Callable[["Propagation", fx.Node], Iterable[Axis]]
+"""The axes, among those that an op sees, that it cannot work on once no unit of them is left."""
+
 RULES: dict[str, Rule] = {}
 """Rule by op name without overload, ``"aten.linear"``; `rule` adds to it."""
 
+_NEEDS_UNITS: dict[str, NeedsUnits] = {}
 
-def rule(*ops: str) -> Callable[[Rule], Rule]:
+
+def everything(p: Propagation, node: fx.Node) -> list[Axis]:
+    """Axes of all operands and results: for ops that may refuse empty tensors, or worse."""
+    values = [p.axes(value) for value in (*node.all_input_nodes, node)]
+    return [axis for axes in (*values, *p.results(node)) for axis in axes]
+
+
+def lost(p: Propagation, node: fx.Node) -> list[Axis]:
+    """Axes of operands that are not in the result, for ops that pass on what they are given."""
+    made = (axis for axes in (p.axes(node), *p.results(node)) for axis in axes)
+    left = {atom for axis in made for atom in axis_atoms(axis)}
+    given = (axis for operand in node.all_input_nodes for axis in p.axes(operand))
+    return [axis for axis in given if not left.issuperset(axis_atoms(axis))]
+
+
+def nothing(p: Propagation, node: fx.Node) -> list[Axis]:
+    """No axes, for ops that pass on and add up: a sum over nothing is zero."""
+    return []
+
+
+def rule(*ops: str, needs_units: NeedsUnits = everything) -> Callable[[Rule], Rule]:
     """Register a rule for ops, by name without overload.
 
     Parameters
     ----------
     *ops : str
         ``"aten.linear"``, or ``"my_library.my_op"``.
+    needs_units : callable
+        Which axes cannot be emptied; `everything`, `lost` or `nothing`, or a function like these.
 
     Examples
     --------
@@ -42,6 +68,7 @@ def rule(*ops: str) -> Callable[[Rule], Rule]:
 
     def register(function: Rule) -> Rule:
         RULES.update((op, function) for op in ops)
+        _NEEDS_UNITS.update((op, needs_units) for op in ops)
         return function
 
     return register
@@ -162,8 +189,6 @@ class Propagation:
         if function is None:
             reason = f"no rule for the op {self.label(node)}{_source(node)}; depgraph.rule adds one"
             return self._give_up(node, reason)
-        if 0 in shape(node) and function.__module__ == "depgraph.rules.reshape":
-            return self._opaque(node, shape(node), "of a value that was emptied before")
         result = function(self, node)
         if isinstance(node.meta.get("val"), torch.Tensor):
             sizes = tuple(axis_size(self.algebra.resolve(axis)) for axis in cast(Axes, result))
@@ -179,10 +204,10 @@ class Propagation:
         value = node.meta.get("val")
         if isinstance(value, (tuple, list)):
             sizes = [tuple(getattr(item, "shape", ())) for item in value]
-            return [self._opaque(node, size, reason) for size in sizes]
-        return self._opaque(node, shape(node), reason)
+            return [self.opaque(node, size, reason) for size in sizes]
+        return self.opaque(node, shape(node), reason)
 
-    def _opaque(self, node: fx.Node, sizes: Sequence[int], reason: str) -> Axes:
+    def opaque(self, node: fx.Node, sizes: Sequence[int], reason: str) -> Axes:
         """Frozen axes of a result; a leading dimension as long as the batch is taken to be it.
 
         So a forward that is generated from here on still runs on other batches.
@@ -213,10 +238,20 @@ def op_name(node: fx.Node) -> str:
 
 def find_rule(node: fx.Node) -> Rule | None:
     """The rule of a node's op: its own, that of the op it does in place, or that of its tag."""
+    return RULES.get(_registered(node))
+
+
+def units_needed(p: Propagation, node: fx.Node) -> Iterable[Axis]:
+    """Axes that a node cannot work on once no unit of them is left."""
+    return _NEEDS_UNITS.get(_registered(node), everything)(p, node)
+
+
+def _registered(node: fx.Node) -> str:
+    """The name under which the rule of a node is registered, if any is."""
     name = op_name(node)
-    found = RULES.get(name) or RULES.get(name.rstrip("_"))
     tags = getattr(node.target, "tags", ())
-    return found or (RULES["pointwise"] if torch.Tag.pointwise in tags else None)
+    names = (name, name.rstrip("_"), *(["pointwise"] if torch.Tag.pointwise in tags else []))
+    return next((known for known in names if known in RULES), name)
 
 
 def arguments(node: fx.Node) -> dict[str, Any]:

@@ -16,12 +16,8 @@ from depgraph._inputs import example_from_spec
 from depgraph._slicer import Slicer
 from depgraph.errors import DepgraphError
 from depgraph.graph import DependencyGraph, trace
-from depgraph.plan import Plan, check_units
-from depgraph.trace import (
-    named_tensors,
-    shape,
-    structural_copy,
-)
+from depgraph.plan import Plan
+from depgraph.trace import named_tensors, shape, structural_copy
 from depgraph.verify import Mismatch, verify
 
 
@@ -83,6 +79,5 @@ def _graph_for(plan: Plan, model: nn.Module) -> DependencyGraph:
                 f"the plan is for another model: group '{name}' has {plan.sizes.get(name)} units "
                 f"in the plan and {sizes.get(name)} in the model; make a plan from this model"
             )
-    for name, units in plan.kept_units.items():
-        check_units(name, plan.sizes[name], units, graph.needs_a_unit(name))
+    graph.check_emptied(plan.kept_units)
     return graph

@@ -50,8 +50,8 @@ class Trace:
 
     @cached_property
     def calls_at(self) -> dict[tuple[int, int], ModuleCall]:
-        """The call that begins at a node, by depth and the node's place."""
-        return {(call.depth, call.start): call for call in self.calls}
+        """The call whose first node is at a place, by depth and place."""
+        return {(c.depth, c.start): c for c in self.calls if c.start < c.end}
 
     @cached_property
     def graph_module(self) -> fx.GraphModule:
@@ -182,14 +182,12 @@ class TraceError(DepgraphError):
 
 
 _FORWARD_ERRORS = (
-    RuntimeError,
+    RuntimeError,  # NotImplementedError among them
     ValueError,
     TypeError,
-    IndexError,
-    KeyError,
+    LookupError,
     AttributeError,
     AssertionError,
-    NotImplementedError,
 )
 
 

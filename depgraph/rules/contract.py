@@ -6,12 +6,12 @@ from typing import cast
 
 from torch import fx
 
-from depgraph.propagate import Axes, Propagation, arguments, rule
+from depgraph.propagate import Axes, Propagation, arguments, nothing, rule
 from depgraph.rules._broadcast import broadcast
 from depgraph.trace import shape
 
 
-@rule("aten.linear")
+@rule("aten.linear", needs_units=nothing)
 def linear(p: Propagation, node: fx.Node) -> Axes:
     """``y[..., o] = x[..., i] W[o, i] + b[o]``."""
     a = arguments(node)
@@ -22,7 +22,7 @@ def linear(p: Propagation, node: fx.Node) -> Axes:
     return [*p.axes(x)[:-1], p.axes(weight)[0]]
 
 
-@rule("aten.addmm")
+@rule("aten.addmm", needs_units=nothing)
 def addmm(p: Propagation, node: fx.Node) -> Axes:
     """``y[m, n] = bias[n] + a[m, k] b[k, n]``."""
     a = arguments(node)
@@ -33,7 +33,7 @@ def addmm(p: Propagation, node: fx.Node) -> Axes:
     return [p.axes(left)[0], p.axes(right)[1]]
 
 
-@rule("aten.baddbmm")
+@rule("aten.baddbmm", needs_units=nothing)
 def baddbmm(p: Propagation, node: fx.Node) -> Axes:
     """``y[b, m, n] = self[b, m, n] + a[b, m, k] b[b, k, n]``, the first broadcast."""
     a = arguments(node)
@@ -47,7 +47,7 @@ def baddbmm(p: Propagation, node: fx.Node) -> Axes:
     return [p.axes(left)[0], p.axes(left)[1], p.axes(right)[2]]
 
 
-@rule("aten.einsum")
+@rule("aten.einsum", needs_units=nothing)
 def einsum(p: Propagation, node: fx.Node) -> Axes:
     """Dimensions with the same letter are the same; a letter that is not kept is summed over."""
     place = einsum_places(node)
@@ -95,7 +95,7 @@ def _implicit(terms: list[list[str]]) -> list[str]:
     return [*dots, *sorted(n for n in names if names.count(n) == 1 and not n.startswith("."))]
 
 
-@rule("aten.matmul", "aten.mm", "aten.bmm", "aten.mv", "aten.dot")
+@rule("aten.matmul", "aten.mm", "aten.bmm", "aten.mv", "aten.dot", needs_units=nothing)
 def matmul(p: Propagation, node: fx.Node) -> Axes:
     """``y[..., m, n] = a[..., m, k] b[..., k, n]``, leading dimensions broadcast."""
     left, right = cast("tuple[fx.Node, fx.Node]", node.args[:2])
@@ -107,7 +107,7 @@ def matmul(p: Propagation, node: fx.Node) -> Axes:
     return [*lead, *rows, *columns]
 
 
-@rule("aten.scaled_dot_product_attention")
+@rule("aten.scaled_dot_product_attention", needs_units=nothing)
 def attention(p: Propagation, node: fx.Node) -> Axes:
     """``softmax(q k^T * scale + mask) v`` with q (..., L, E), k (..., S, E), v (..., S, Ev)."""
     a = arguments(node)

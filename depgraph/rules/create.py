@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from depgraph.propagate import Axes, Propagation, rule
+from depgraph.propagate import Axes, Propagation, lost, rule
 
 
 @rule(
@@ -19,13 +19,21 @@ from depgraph.propagate import Axes, Propagation, rule
     "aten.new_full",
     "aten.new_empty",
     "aten.scalar_tensor",
+    needs_units=lost,
 )
 def constant(p: Propagation, node: fx.Node) -> Axes:
     """Every entry is like every other, so any may go."""
     return p.new(node)
 
 
-@rule("aten.zeros_like", "aten.ones_like", "aten.full_like", "aten.empty_like", "aten.rand_like")
+@rule(
+    "aten.zeros_like",
+    "aten.ones_like",
+    "aten.full_like",
+    "aten.empty_like",
+    "aten.rand_like",
+    needs_units=lost,
+)
 def like(p: Propagation, node: fx.Node) -> Axes:
     """The dimensions of the tensor whose shape is taken."""
     return p.axes(node.args[0])
@@ -38,6 +46,7 @@ def like(p: Propagation, node: fx.Node) -> Axes:
     "aten.eye",
     "aten.meshgrid",
     "aten.tril_indices",
+    needs_units=lost,
 )
 def counting(p: Propagation, node: fx.Node) -> Axes | list[Axes]:
     """An entry's value is its position, which removal would change."""

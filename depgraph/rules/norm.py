@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from torch import fx
 
-from depgraph.propagate import Axes, Propagation, arguments, rule
+from depgraph.propagate import Axes, Propagation, arguments, lost, rule
 from depgraph.rules._broadcast import broadcast
 from depgraph.trace import shape
 
 
-@rule("aten.layer_norm", "aten.rms_norm", "aten.native_layer_norm", "aten._fused_rms_norm")
+def _normalised(p: Propagation, node: fx.Node) -> Axes:
+    """What the statistics are taken over."""
+    a = arguments(node)
+    return p.axes(a["input"])[-len(a["normalized_shape"]) :]
+
+
+@rule(
+    "aten.layer_norm",
+    "aten.rms_norm",
+    "aten.native_layer_norm",
+    "aten._fused_rms_norm",
+    needs_units=_normalised,
+)
 def layer_norm(p: Propagation, node: fx.Node) -> Axes | list[Axes]:
     """The normalised dimensions are those of weight and bias."""
     a = arguments(node)
@@ -52,7 +64,7 @@ def weight_norm(p: Propagation, node: fx.Node) -> Axes:
     return broadcast(p, node, [(x, len(shape(x))) for x in node.all_input_nodes])
 
 
-@rule("aten.softmax", "aten._softmax", "aten.log_softmax", "aten._log_softmax")
+@rule("aten.softmax", "aten._softmax", "aten.log_softmax", "aten._log_softmax", needs_units=lost)
 def softmax(p: Propagation, node: fx.Node) -> Axes:
     """A removed entry would still count ``exp(0)`` in the sum, so the dimension stays whole."""
     a = arguments(node)

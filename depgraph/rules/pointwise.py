@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from depgraph.propagate import Axes, Propagation, rule
+from depgraph.propagate import Axes, Propagation, lost, rule
 from depgraph.rules._broadcast import broadcast
 from depgraph.trace import shape
 
@@ -42,13 +42,14 @@ from depgraph.trace import shape
     "aten.softplus",
     "aten.log_sigmoid",
     "aten.threshold",
+    needs_units=lost,
 )
 def pointwise(p: Propagation, node: fx.Node) -> Axes:
     """All operands broadcast against each other."""
     return broadcast(p, node, [(x, len(shape(x))) for x in node.all_input_nodes])
 
 
-@rule("aten.prelu")
+@rule("aten.prelu", needs_units=lost)
 def prelu(p: Propagation, node: fx.Node) -> Axes:
     """The slopes lie along dimension 1, or there is one for all."""
     x, slopes = node.all_input_nodes
@@ -57,7 +58,7 @@ def prelu(p: Propagation, node: fx.Node) -> Axes:
     return p.axes(x)
 
 
-@rule("aten.to", "aten.type_as")
+@rule("aten.to", "aten.type_as", needs_units=lost)
 def cast(p: Propagation, node: fx.Node) -> Axes:
     """Another dtype or device, perhaps those of a second operand, whose shape does not matter."""
     return p.axes(node.args[0])

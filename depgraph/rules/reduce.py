@@ -10,12 +10,13 @@ from collections.abc import Iterator
 
 from torch import fx
 
-from depgraph.propagate import Axes, Propagation, arguments, op_name, rule
+from depgraph.propagate import Axes, Propagation, arguments, lost, nothing, op_name, rule
 from depgraph.rules._broadcast import broadcast
 from depgraph.trace import shape
 
 
-@rule("aten.sum", "aten.linalg_vector_norm", "aten.norm", "aten.nansum", "aten.count_nonzero")
+@rule("aten.sum", needs_units=nothing)
+@rule("aten.linalg_vector_norm", "aten.norm", "aten.nansum", "aten.count_nonzero", needs_units=lost)
 def total(p: Propagation, node: fx.Node) -> Axes:
     """Zeros add nothing: the reduced dimensions need not stay whole."""
     return _reduced(p, node)
@@ -38,6 +39,7 @@ def total(p: Propagation, node: fx.Node) -> Axes:
     "aten.all",
     "aten.argmax",
     "aten.argmin",
+    needs_units=lost,
 )
 def statistic(p: Propagation, node: fx.Node) -> Axes | list[Axes]:
     """The count, or a zero among the entries, changes the result: what is reduced stays whole."""

@@ -7,7 +7,7 @@ from typing import cast
 from torch import fx
 
 from depgraph.axes import Axis
-from depgraph.propagate import Axes, Propagation, arguments, rule
+from depgraph.propagate import Axes, Propagation, arguments, lost, rule
 from depgraph.trace import shape
 
 
@@ -19,26 +19,25 @@ from depgraph.trace import shape
     "aten.unflatten",
     "aten.view_as",
     "aten.reshape_as",
+    "aten.unsqueeze",
+    "aten.squeeze",
+    needs_units=lost,
 )
 def view(p: Propagation, node: fx.Node) -> Axes:
-    """Deal the factors out to the new dimensions, in order."""
+    """Deal the factors out to the new dimensions, in order; dimensions of size 1 come or go."""
+    if 0 in shape(node):  # of a model that was emptied before: no size says what belongs to what
+        return p.opaque(node, shape(node), "of a value that was emptied before")
     return p.algebra.regroup(p.axes(node.args[0]), shape(node), p.label(node))
 
 
-@rule("aten.unsqueeze", "aten.squeeze")
-def ones(p: Propagation, node: fx.Node) -> Axes:
-    """Dimensions of size 1 come or go."""
-    return p.algebra.regroup(p.axes(node.args[0]), shape(node), p.label(node))
-
-
-@rule("aten.permute")
+@rule("aten.permute", needs_units=lost)
 def permute(p: Propagation, node: fx.Node) -> Axes:
     """Dimensions in another order."""
     axes = p.axes(node.args[0])
     return [axes[dim] for dim in arguments(node)["dims"]]
 
 
-@rule("aten.transpose", "aten.swapaxes", "aten.swapdims")
+@rule("aten.transpose", "aten.swapaxes", "aten.swapdims", needs_units=lost)
 def transpose(p: Propagation, node: fx.Node) -> Axes:
     """Two dimensions change places."""
     a = arguments(node)
@@ -49,20 +48,20 @@ def transpose(p: Propagation, node: fx.Node) -> Axes:
     return axes
 
 
-@rule("aten.t", "aten.numpy_T")
+@rule("aten.t", "aten.numpy_T", needs_units=lost)
 def reverse(p: Propagation, node: fx.Node) -> Axes:
     """All dimensions in reverse order."""
     return p.axes(node.args[0])[::-1]
 
 
-@rule("aten.mT", "aten.mH", "aten.adjoint")
+@rule("aten.mT", "aten.mH", "aten.adjoint", needs_units=lost)
 def matrix_transpose(p: Propagation, node: fx.Node) -> Axes:
     """The last two dimensions change places."""
     *lead, rows, columns = p.axes(node.args[0])
     return [*lead, columns, rows]
 
 
-@rule("aten.expand", "aten.expand_as")
+@rule("aten.expand", "aten.expand_as", needs_units=lost)
 def expand(p: Propagation, node: fx.Node) -> Axes:
     """Copies along a dimension of size 1 are alike; what they meet decides whether they stay."""
     source = node.args[0]
@@ -74,7 +73,7 @@ def expand(p: Propagation, node: fx.Node) -> Axes:
     return axes
 
 
-@rule("aten.movedim")
+@rule("aten.movedim", needs_units=lost)
 def movedim(p: Propagation, node: fx.Node) -> Axes:
     """Some dimensions at other places, the rest in order."""
     a = arguments(node)
@@ -89,7 +88,7 @@ def movedim(p: Propagation, node: fx.Node) -> Axes:
     return [axes[dim] for dim in order]
 
 
-@rule("aten.repeat", "aten.tile")
+@rule("aten.repeat", "aten.tile", needs_units=lost)
 def repeat(p: Propagation, node: fx.Node) -> Axes:
     """Copies laid end to end: ``copies x dimension``."""
     x = cast(fx.Node, node.args[0])
@@ -100,7 +99,7 @@ def repeat(p: Propagation, node: fx.Node) -> Axes:
     return [(*_copies(p, node, count), *axis) for count, axis in zip(copies, axes, strict=True)]
 
 
-@rule("aten.repeat_interleave")
+@rule("aten.repeat_interleave", needs_units=lost)
 def repeat_interleave(p: Propagation, node: fx.Node) -> Axes:
     """Copies of each index side by side: ``dimension x copies``."""
     a = arguments(node)
@@ -110,7 +109,8 @@ def repeat_interleave(p: Propagation, node: fx.Node) -> Axes:
         return p.new(node, f"repeated by {p.label(node)}")
     axes = p.axes(x)
     dim = a["dim"] % len(axes)
-    axes[dim] = (*axes[dim], *_copies(p, node, shape(node)[dim] // shape(x)[dim]))
+    if shape(x)[dim]:
+        axes[dim] = (*axes[dim], *_copies(p, node, shape(node)[dim] // shape(x)[dim]))
     return axes
 
 

@@ -7,11 +7,11 @@ import operator
 from torch import fx
 
 from depgraph.axes import Axis, axis_size
-from depgraph.propagate import Axes, Propagation, arguments, rule
+from depgraph.propagate import Axes, Propagation, arguments, lost, rule
 from depgraph.trace import shape
 
 
-@rule("aten.cat", "aten.concat", "aten.concatenate")
+@rule("aten.cat", "aten.concat", "aten.concatenate", needs_units=lost)
 def cat(p: Propagation, node: fx.Node) -> Axes:
     """End to end along one dimension; the others are the same."""
     a = arguments(node)
@@ -29,7 +29,7 @@ def cat(p: Propagation, node: fx.Node) -> Axes:
     return axes
 
 
-@rule("aten.stack")
+@rule("aten.stack", needs_units=lost)
 def stack(p: Propagation, node: fx.Node) -> Axes:
     """A new dimension that tells the tensors apart."""
     a = arguments(node)
@@ -43,14 +43,14 @@ def stack(p: Propagation, node: fx.Node) -> Axes:
     return axes
 
 
-@rule(operator.getitem.__name__)
+@rule(operator.getitem.__name__, needs_units=lost)
 def getitem(p: Propagation, node: fx.Node) -> Axes:
     """One result of an op that returns several."""
     source, index = node.args[:2]
     return p.results(source)[index]  # type: ignore[arg-type,index]
 
 
-@rule("aten.unbind")
+@rule("aten.unbind", needs_units=lost)
 def unbind(p: Propagation, node: fx.Node) -> list[Axes]:
     """One value for each index of a dimension, which therefore stays whole."""
     a = arguments(node)
@@ -60,7 +60,7 @@ def unbind(p: Propagation, node: fx.Node) -> list[Axes]:
     return [[*axes[:dim], *axes[dim + 1 :]]] * shape(x)[dim]
 
 
-@rule("aten.select")
+@rule("aten.select", needs_units=lost)
 def select(p: Propagation, node: fx.Node) -> Axes:
     """One index of a dimension, which therefore stays whole."""
     a = arguments(node)
@@ -77,6 +77,7 @@ def select(p: Propagation, node: fx.Node) -> Axes:
     "aten.tensor_split",
     "aten.unsafe_split",
     "aten.unsafe_chunk",
+    needs_units=lost,
 )
 def split(p: Propagation, node: fx.Node) -> list[Axes]:
     """Pieces of a dimension, each with atoms of its own where it can be cut there."""
@@ -94,7 +95,7 @@ def split(p: Propagation, node: fx.Node) -> list[Axes]:
     return out
 
 
-@rule("aten.glu")
+@rule("aten.glu", needs_units=lost)
 def glu(p: Propagation, node: fx.Node) -> Axes:
     """``a * sigmoid(b)`` for the halves a and b of a dimension."""
     a = arguments(node)
@@ -108,7 +109,7 @@ def glu(p: Propagation, node: fx.Node) -> Axes:
     return axes
 
 
-@rule("aten.slice", "aten.narrow")
+@rule("aten.slice", "aten.narrow", needs_units=lost)
 def slice_(p: Propagation, node: fx.Node) -> Axes:
     """A range of a dimension."""
     a = arguments(node)
@@ -146,7 +147,7 @@ def _part(p: Propagation, node: fx.Node, x: fx.Node, dim: int, start: int, end: 
     return p.algebra.new(end - start, reason)
 
 
-@rule("aten.index")
+@rule("aten.index", needs_units=lost)
 def index(p: Propagation, node: fx.Node) -> Axes:
     """``x[i, j, :]`` with tensors of indices: what they index stays whole."""
     a = arguments(node)
@@ -161,7 +162,7 @@ def index(p: Propagation, node: fx.Node) -> Axes:
     return [*rest[:first], *p.axes(longest), *rest[first:]]
 
 
-@rule("aten.index_select")
+@rule("aten.index_select", needs_units=lost)
 def index_select(p: Propagation, node: fx.Node) -> Axes:
     """One dimension looked up by a tensor of indices."""
     a = arguments(node)
