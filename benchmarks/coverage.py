@@ -11,8 +11,7 @@ import json
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import depgraph
-from benchmarks.peer import torch_pruning_half
+from benchmarks.peer import LIMIT_BYTES, LIMIT_S, torch_pruning_half
 from benchmarks.sources import Source, other_sources, timm_family
 from cli.output import table, write_text
 from depgraph._calls import plain
@@ -119,10 +118,16 @@ def _summary(rows: Iterable[dict[str, Any]]) -> str:
     return text
 
 
+_PEER = (
+    "The last two columns are Torch-Pruning's: whether its model runs, and the seconds it took to "
+    f"build and prune; `no end` is more than {LIMIT_S} s or {LIMIT_BYTES >> 30} GiB."
+)
+
+
 def _markdown(rows: list[dict[str, Any]]) -> str:
     lines = [COLUMNS, ["---"] * len(COLUMNS), *map(_cells, rows)]
     text = "# Models that the engine prunes\n\nMade by `python -m benchmarks.coverage --peer`. "
-    text += f"{_summary(rows)}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    text += f"{_summary(rows)} {_PEER}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
     text += "\n## What is frozen, and why\n\n"
     for r in rows:
         reasons = "; ".join(f"{reason} ({n})" for reason, n in r.get("frozen", {}).items())
@@ -130,19 +135,13 @@ def _markdown(rows: list[dict[str, Any]]) -> str:
     return text
 
 
-def _itself(source: Source) -> Source | None:
-    return source
-
-
-def _rows(
-    makers: Iterable[Callable[[], Source | None]], peer: bool, kept: Path | None
-) -> list[dict[str, Any]]:
-    """A row for each source, those in the file taken from there."""
+def _rows(todo: Iterable[str | Source], peer: bool, kept: Path | None) -> list[dict[str, Any]]:
+    """A row for each timm family and other source, those in the file taken from there."""
     lines = kept.read_text(encoding="utf-8").splitlines() if kept and kept.exists() else []
     known = {(r["library"], r["model"]): r for r in map(json.loads, lines)}
     rows = []
-    for make in makers:
-        source = make()
+    for item in todo:
+        source = timm_family(item) if isinstance(item, str) else item
         if source is None:
             continue
         found = known.get((source.library, source.name))
@@ -176,9 +175,8 @@ def main(
     """Print the table."""
     warnings.simplefilter("ignore")  # the models' own, about how they are used here
     console = Console(stderr=True)
-    makers = [partial(timm_family, name) for name in only or timm.list_modules()]
-    makers += [partial(_itself, source) for source in (other_sources() if others else ())]
-    rows = _rows(track(makers, console=console, description="models"), peer, kept)
+    todo = [*(only or timm.list_modules()), *(other_sources() if others else ())]
+    rows = _rows(track(todo, console=console, description="models"), peer, kept)
     if as_json:
         click.echo(json.dumps(rows))
     else:

@@ -63,11 +63,10 @@ def _try(build: Build, sender: Connection) -> None:
     start = time.perf_counter()
     try:
         _prune(model.eval(), inputs)
-    except MemoryError:
-        sender.send({"outcome": "no end", "seconds": float(LIMIT_S)})
-        return
-    except Exception:  # noqa: BLE001  whatever a peer raises on a model it cannot prune
-        sender.send({"outcome": "raises", "seconds": time.perf_counter() - start})
+    except Exception as error:  # noqa: BLE001  whatever a peer raises on a model it cannot prune
+        full = isinstance(error, MemoryError) or "allocate memory" in str(error)
+        outcome = "no end" if full else "raises"
+        sender.send({"outcome": outcome, "seconds": time.perf_counter() - start})
         return
     seconds = time.perf_counter() - start
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import logging
 import pickle
 import sys
@@ -18,7 +17,7 @@ from safetensors import SafetensorError
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
-import depgraph
+from cli.saved import load_saved
 from depgraph import DepgraphError
 
 # What torch, safetensors and timm raise for files that hold no state dict of tensors.
@@ -82,50 +81,12 @@ def load_model(
             raise DepgraphError(f"'{name}' is a saved model, complete as it is; leave {said} out")
         return load_saved(Path(name), num_classes=num_classes, seed=seed)
     download = pretrained and weights is None and not structure_only
-    _check_name(name, download)
-    arguments = dict(model_args or {})
-    arguments |= {} if img_size is None else {"img_size": img_size}
-    arguments |= {} if num_classes is None else {"num_classes": num_classes}
+    arguments = constructor_arguments(img_size, num_classes, model_args)
     torch.manual_seed(seed)
     with torch.device("meta") if structure_only else nullcontext():
-        model = _create(name, download, arguments)
+        model = create_model(name, arguments, download)
     if weights is not None and not structure_only:
         load_weights(model, weights)
-    return model.eval()
-
-
-def load_saved(directory: Path, *, num_classes: int | None = None, seed: int = 0) -> nn.Module:
-    """The model that `prune`, `finetune` or `run` left in a directory, in eval mode.
-
-    Parameters
-    ----------
-    directory : Path
-        Of the model, or of a run: then its pruned model.
-    num_classes : int, optional
-        Another number than it has gives it a new head, and says so.
-    seed : int
-        Of the new head.
-
-    Raises
-    ------
-    DepgraphError
-        When there is none, or it cannot have that many classes.
-    """
-    place = saved_in(directory)
-    if place is None:
-        what = "has no saved model in it" if directory.is_dir() else "is no directory"
-        raise DepgraphError(f"'{directory}' {what}; give one that prune, finetune or run wrote")
-    model = depgraph.load(place).eval()
-    if num_classes is None or num_classes == getattr(model, "num_classes", num_classes):
-        return model
-    reset = getattr(model, "reset_classifier", None)
-    if reset is None:
-        raise DepgraphError(
-            f"'{directory}' has {model.num_classes} classes and cannot be given {num_classes}"
-        )
-    torch.manual_seed(seed)
-    reset(num_classes)
-    click.echo(f"note: '{directory}' gets a head for {num_classes} classes, at random", err=True)
     return model.eval()
 
 
@@ -143,33 +104,6 @@ def check_classes(model: nn.Module, classes: int, where: Path) -> None:
             f"the model has {outputs} outputs, but '{where}' has {classes} classes; make it with "
             f"--num-classes {classes}"
         )
-
-
-def saved_in(directory: Path) -> Path | None:
-    """Where the saved model is: the directory itself, or ``pruned`` of a run's directory."""
-    for place in (directory, directory / "pruned"):
-        if (place / "structure.json").exists():
-            return place
-    return None
-
-
-def compensated_share(directory: Path) -> float | None:
-    """Share of the MACs that `prune` left in this directory, if it compensated the cut."""
-    record = directory / "prune.json"
-    if not record.exists():
-        return None
-    try:
-        row = json.loads(record.read_text(encoding="utf-8"))
-        return row["pruned"]["macs"] / row["dense"]["macs"] if row["compensated"] else None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DepgraphError(f"'{record}' is no record that prune wrote ({error})") from error
-
-
-def dense_of(directory: Path) -> Path | None:
-    """The dense model that a run left beside its pruned one, if any."""
-    place = saved_in(directory)
-    dense = None if place is None else place.parent / "dense"
-    return dense if dense is not None and (dense / "structure.json").exists() else None
 
 
 def _check_name(name: str, download: bool) -> None:
@@ -192,19 +126,24 @@ def _check_name(name: str, download: bool) -> None:
         )
 
 
-def create_model(name: str, arguments: dict[str, Any]) -> nn.Module:
+def constructor_arguments(
+    img_size: int | None, num_classes: int | None, model_args: dict[str, Any] | None
+) -> dict[str, Any]:
+    """What timm's constructor gets, of what was said."""
+    said = {"img_size": img_size, "num_classes": num_classes}
+    return {**(model_args or {}), **{k: value for k, value in said.items() if value is not None}}
+
+
+def create_model(name: str, arguments: dict[str, Any], pretrained: bool = False) -> nn.Module:
     """A timm model as its constructor leaves it.
 
     Raises
     ------
     DepgraphError
-        For a name that timm does not know, and arguments its constructor refuses.
+        For a name that timm does not know, arguments its constructor refuses, and pretrained
+        weights that cannot be had.
     """
-    _check_name(name, False)
-    return _create(name, False, arguments)
-
-
-def _create(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:
+    _check_name(name, pretrained)
     # The hub's client tells of each of its retries; what came of them is told below.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 import torch
+from accelerate.utils import convert_file_size_to_int
 
 import domains
 from pruners import METRICS, make_metric
@@ -72,6 +73,22 @@ def _device(ctx: click.Context, param: click.Parameter, value: str | None) -> st
     if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
         raise click.BadParameter(f"'{value}' is not on this machine; use cpu", ctx, param)
     return value
+
+
+class Bytes(click.ParamType):
+    """A number of bytes, as in ``2GiB``, ``1.5GB`` or ``800MiB``."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number of bytes, or a usage error."""
+        try:
+            count = int(convert_file_size_to_int(value))
+        except ValueError:
+            count = 0
+        if count < 1:
+            self.fail(f"'{value}' is no size; write it like 2GiB or 800MiB", param, ctx)
+        return count
 
 
 class Share(click.FloatRange):

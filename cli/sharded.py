@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import click
-
-from cli.output import emit, environment, table, write_json
+import depgraph
+from cli.pruned import report
 from cli.structures import load_structure
 from domains import progress_bar
 from pruners.sharded import prune_checkpoint
@@ -62,46 +61,9 @@ def prune_sharded(
             resume=resume,
             progress=tell,
         )
-    dense = sum(p.numel() for p in model.parameters())
-    result = {
-        "checkpoint": str(checkpoint),
-        "model": model_name,
-        "metric": metric,
-        **choices,
-        "seed": seed,
-        "max_memory": max_memory,
-        "dense": {"params": dense},
-        "pruned": {"params": plan.num_params, "macs": plan.macs},
-        "out": str(out),
-        **environment(),
+    dense = {
+        "params": sum(p.numel() for p in model.parameters()),
+        "macs": depgraph.count_macs(model, inputs),
     }
-    write_json(out / "prune.json", result)
-    rows = [("parameters", f"{dense:,}", f"{plan.num_params:,}", f"{plan.num_params / dense:.3f}")]
-    title = f"{checkpoint} pruned by {metric}, saved in {out}"
-    emit(result, as_json, table(title, ["", "dense", "pruned", "kept"], rows))
-
-
-_UNITS = {"": 1, "b": 1}
-_UNITS |= {f"{prefix}ib": 1 << 10 * i for i, prefix in enumerate("kmgt", 1)}
-_UNITS |= {f"{prefix}b": 1000**i for i, prefix in enumerate("kmgt", 1)}
-
-
-class Bytes(click.ParamType):
-    """A number of bytes, as in ``2GiB``, ``1.5GB`` or ``800MiB``."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """The number of bytes, or a usage error."""
-        if isinstance(value, int):
-            return value
-        text = str(value).strip().lower()
-        number = text.rstrip("bikmgt")
-        unit = text[len(number) :].strip()
-        try:
-            count = int(float(number) * _UNITS[unit])
-        except (ValueError, KeyError, OverflowError):
-            count = 0
-        if count < 1:
-            self.fail(f"'{value}' is no size; write it like 2GiB or 800MiB", param, ctx)
-        return count
+    said = {"model": model_name, "checkpoint": str(checkpoint), "max_memory": max_memory}
+    report(out, {**said, "metric": metric, **choices, "seed": seed}, plan, dense, as_json)

@@ -8,12 +8,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import click
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 import depgraph
-from cli.models import create_model, example_inputs
+from cli.models import constructor_arguments, create_model, example_inputs
 from depgraph import DepgraphError
 
 TOKENS = 128
@@ -53,9 +54,7 @@ def load_structure(
     DepgraphError
         When it cannot be told what the checkpoint is of, or the model cannot be made.
     """
-    arguments = dict(model_args or {})
-    arguments |= {} if img_size is None else {"img_size": img_size}
-    arguments |= {} if num_classes is None else {"num_classes": num_classes}
+    arguments = constructor_arguments(img_size, num_classes, model_args)
     config = _config(checkpoint)
     if name is None and (checkpoint / "structure.json").exists():
         if num_classes is not None or model_args:
@@ -104,7 +103,10 @@ def _transformers(checkpoint: Path) -> tuple[nn.Module, Tensor]:
         raise DepgraphError(
             f"'{checkpoint / 'config.json'}' names no class of transformers in 'architectures'"
         )
-    config.use_cache = False  # keys and values of earlier tokens are no output of the model
+    if getattr(config, "use_cache", False):
+        # generated forwards refuse a cache, which the traced call did not pass
+        config.use_cache = False
+        click.echo("note: the pruned model runs without a cache of keys and values", err=True)
     with init_empty_weights(include_buffers=False):
         model = getattr(library, name)(config)
     model.tie_weights()  # each became a meta tensor of its own

@@ -109,6 +109,10 @@ class Checkpoint:
         """The tensors of one shard."""
         return [name for name, stored in self.tensors.items() if stored.file == file]
 
+    def num_bytes(self, *files: str) -> int:
+        """Bytes of all tensors of these shards."""
+        return sum(stored.num_bytes for stored in self.tensors.values() if stored.file in files)
+
     def pieces(self, name: str) -> Iterator[tuple[int, Tensor]]:
         """A tensor in pieces along its first dimension, with the index each begins at.
 
@@ -139,13 +143,24 @@ def weight_files(directory: Path) -> tuple[str, ...]:
     DepgraphError
         When there is none, or the index is damaged.
     """
+    if (directory / INDEX).exists():
+        return shards_of(directory)
+    if (directory / WEIGHTS).exists():
+        return (WEIGHTS,)
+    raise DepgraphError(f"'{directory}' holds no weights: neither {INDEX} nor {WEIGHTS} is there")
+
+
+def shards_of(directory: Path) -> tuple[str, ...]:
+    """Names of the shards in a directory's index, in order; none where there is no index.
+
+    Raises
+    ------
+    DepgraphError
+        When the index is damaged.
+    """
     index = directory / INDEX
     if not index.exists():
-        if (directory / WEIGHTS).exists():
-            return (WEIGHTS,)
-        raise DepgraphError(
-            f"'{directory}' holds no weights: neither {INDEX} nor {WEIGHTS} is there"
-        )
+        return ()
     try:
         names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -202,9 +217,7 @@ def write_shard(
         temporary.unlink(missing_ok=True)
 
 
-def write_index(path: Path, files: Mapping[str, str], total_bytes: int) -> None:
-    """Write the index of shards that transformers and `Checkpoint` read."""
+def index_text(files: Mapping[str, str], total_bytes: int) -> str:
+    """What the index of shards holds, as transformers and `Checkpoint` read it."""
     data = {"metadata": {"total_size": total_bytes}, "weight_map": dict(files)}
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(data, indent=1), encoding="utf-8")
-    os.replace(temporary, path)
+    return json.dumps(data, indent=1)

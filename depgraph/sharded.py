@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from depgraph._structure import Encoder
-from depgraph.checkpoint import INDEX, WEIGHTS, Checkpoint, write_index, write_shard
+from depgraph.axes import select_indices
+from depgraph.checkpoint import INDEX, WEIGHTS, Checkpoint, Stored, index_text, write_shard
 from depgraph.errors import DepgraphError
 from depgraph.plan import Plan
 from depgraph.store import describe, move_files, write_texts
@@ -64,43 +64,42 @@ class ShardedSlicer:
 
     Parameters
     ----------
-    model : nn.Module
-        The original, parameters and persistent buffers on the meta device.
+    stored : mapping of str to str
+        See `stored_names`.
     small : nn.Module
-        ``plan.apply(model)``.
+        ``plan.apply(model)``, parameters and persistent buffers on the meta device.
     plan : Plan
     checkpoint : Checkpoint
     """
 
     def __init__(
-        self, model: nn.Module, small: nn.Module, plan: Plan, checkpoint: Checkpoint
+        self, stored: Mapping[str, str], small: nn.Module, plan: Plan, checkpoint: Checkpoint
     ) -> None:
         self.checkpoint = checkpoint
         self.encoder = Encoder(weights_elsewhere=True)
         self.texts = describe(small, self.encoder)
-        stored = stored_names(model, checkpoint)
         self.source = {name: stored[name] for name in self.encoder.persistent}
         kept = {**plan.kept, **plan.kept_buffers}
         self.kept = {stored[name]: dims for name, dims in kept.items() if name in stored}
         self.files = dict(zip(checkpoint.files, _file_names(len(checkpoint.files)), strict=True))
+        if len(self.files) > 1:
+            self.texts[INDEX] = self._index()
+
+    def _index(self) -> str:
+        tensors = self.encoder.persistent.items()
+        total = sum(tensor.numel() * self._stored(name).dtype.itemsize for name, tensor in tensors)
+        return index_text({name: self.files[self._stored(name).file] for name, _ in tensors}, total)
+
+    def _stored(self, name: str) -> Stored:
+        return self.checkpoint.tensors[self.source[name]]
 
     def write(self, folder: Path, after_piece: AfterPiece) -> None:
         """Write all files into a folder; shards that are there already are left as they are."""
         for file, new in self.files.items():
             if (folder / new).exists():
-                for name in self.checkpoint.names(file):
-                    after_piece(self.checkpoint.tensors[name].num_bytes)
+                after_piece(self.checkpoint.num_bytes(file))
             else:
                 self._write_shard(folder / new, file, after_piece)
-        if len(self.files) > 1:
-            shards = {
-                name: self.files[self.checkpoint.tensors[source].file]
-                for name, source in self.source.items()
-            }
-            sizes = [
-                t.numel() * self._dtype(n).itemsize for n, t in self.encoder.persistent.items()
-            ]
-            write_index(folder / INDEX, shards, sum(sizes))
         write_texts(folder, self.texts, self.encoder)
 
     def publish(self, folder: Path, directory: Path) -> None:
@@ -110,9 +109,9 @@ class ShardedSlicer:
 
     def _write_shard(self, path: Path, file: str, after_piece: AfterPiece) -> None:
         tensors = {
-            name: (tuple(tensor.shape), self._dtype(name))
+            name: (tuple(tensor.shape), self._stored(name).dtype)
             for name, tensor in self.encoder.persistent.items()
-            if self.checkpoint.tensors[self.source[name]].file == file
+            if self._stored(name).file == file
         }
 
         def pieces(name: str) -> Iterator[Tensor]:
@@ -123,15 +122,11 @@ class ShardedSlicer:
         write_shard(path, tensors, pieces)
 
     def _cut(self, source: str, start: int, piece: Tensor) -> Tensor:
-        for dim, indices in self.kept.get(source, {}).items():
-            if dim == 0:
-                here = (indices >= start) & (indices < start + len(piece))
-                indices = indices[here] - start
-            piece = piece.index_select(dim, indices)
-        return piece
-
-    def _dtype(self, name: str) -> torch.dtype:
-        return self.checkpoint.tensors[self.source[name]].dtype
+        indices = dict(self.kept.get(source, {}))
+        if 0 in indices:
+            rows = indices[0]
+            indices[0] = rows[(rows >= start) & (rows < start + len(piece))] - start
+        return select_indices(piece, indices)
 
 
 def _file_names(count: int) -> list[str]:

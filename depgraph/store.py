@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from depgraph._structure import Decoder, Encoder
-from depgraph.checkpoint import INDEX, WEIGHTS, Checkpoint, weight_files
+from depgraph.checkpoint import INDEX, WEIGHTS, Checkpoint, shards_of, weight_files
 from depgraph.errors import DepgraphError
 from depgraph.plan import Plan
 
@@ -47,8 +47,8 @@ def save(model: nn.Module, directory: str | PathLike[str]) -> None:
     Raises
     ------
     DepgraphError
-        When an attribute cannot be saved as plain data, or the files cannot be written. What was
-        there before is kept then.
+        When an attribute cannot be saved as plain data, the files cannot be written, or the
+        directory holds another program's checkpoint. What was there before is kept then.
 
     Notes
     -----
@@ -56,6 +56,7 @@ def save(model: nn.Module, directory: str | PathLike[str]) -> None:
     it also holds what was changed since (a new head, a replaced layer), and loading needs no trace.
     """
     directory = Path(directory)
+    check_place(directory)
     encoder = Encoder()
     texts = describe(model, encoder)
     try:
@@ -105,21 +106,36 @@ def write_texts(directory: Path, texts: Mapping[str, str], encoder: Encoder) -> 
         (directory / name).write_text(text, encoding="utf-8")
 
 
+def check_place(directory: Path) -> None:
+    """Refuse to save where another program's checkpoint in shards is.
+
+    Raises
+    ------
+    DepgraphError
+    """
+    if (directory / INDEX).exists() and not (directory / _STRUCTURE).exists():
+        raise DepgraphError(
+            f"'{directory}' holds a checkpoint that this tool did not write; choose another "
+            "directory"
+        )
+
+
 def move_files(temporary: Path, directory: Path) -> None:
     """Put a whole saved model in the place of an earlier one."""
     directory.mkdir(parents=True, exist_ok=True)
-    new = sorted(path.name for path in temporary.iterdir())
-    for name in new:
-        os.replace(temporary / name, directory / name)
-    for stale in _ours(directory):
-        if stale.name not in new:
-            stale.unlink()
+    stale = _earlier(directory) - {path.name for path in temporary.iterdir()}
+    for path in sorted(temporary.iterdir()):
+        os.replace(path, directory / path.name)
+    for name in stale:
+        (directory / name).unlink(missing_ok=True)
 
 
-def _ours(directory: Path) -> list[Path]:
-    """Files of a saved model that not every saved model has."""
-    patterns = ("plan.json", "plan.[0-9]*.json", _BUFFERS, WEIGHTS, INDEX, "model-*.safetensors")
-    return [path for pattern in patterns for path in directory.glob(pattern)]
+def _earlier(directory: Path) -> set[str]:
+    """Files of the saved model in a directory that not every saved model has."""
+    if not (directory / _STRUCTURE).exists():
+        return set()
+    plans = {path.name for path in directory.glob("plan.[0-9]*.json")}
+    return {*plans, "plan.json", _BUFFERS, WEIGHTS, INDEX, *shards_of(directory)}
 
 
 def _flat(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

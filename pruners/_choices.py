@@ -67,7 +67,7 @@ def kind_choices(
     ----------
     graph : DependencyGraph
     kinds : iterable of str, None or "auto"
-        See `pruners.allocation.allocate`.
+        See `pruners.allocation.allocator`.
 
     Returns
     -------
@@ -159,7 +159,7 @@ def normalised(group: Group, scores: Mapping[str, Tensor], how: str) -> Tensor:
 def block_sizes(graph: DependencyGraph, group: Group, limits: Limits) -> Tensor:
     """Sizes of the blocks that may go, one after the other, from a group."""
     size, step = group.size, limits.round_to
-    needed = max(1, limits.min_units) if graph.needs_a_unit(group.name) else limits.min_units
+    needed = limits.min_units or int(graph.needs_a_unit(group.name) is not None)
     least = -(-needed // step) * step
     if size <= least:
         return torch.zeros(0, dtype=torch.long)

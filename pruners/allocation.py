@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +14,6 @@ from torch import Tensor
 from depgraph import DependencyGraph, DepgraphError, Group
 from pruners._choices import (
     NORMALISATIONS,
-    Limits,
     Unreachable,
     block_sizes,
     check_choice,
@@ -28,9 +29,8 @@ PER = ("unit", "macs", "params")
 """What scores are divided by when units are ranked: nothing, or what a unit saves."""
 
 
-def allocate(
+def allocator(
     graph: DependencyGraph,
-    scores: Mapping[str, Tensor],
     *,
     ratio: float | None = None,
     target: Mapping[str, float] | None = None,
@@ -42,8 +42,8 @@ def allocate(
     normalise: str = "mean",
     floor: float = 0.5,
     per: str = "unit",
-) -> dict[str, Tensor]:
-    """Choose the units that stay.
+) -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]]:
+    """How to choose the units that stay, with everything but the scores checked.
 
     Parameters
     ----------
@@ -78,13 +78,14 @@ def allocate(
 
     Returns
     -------
-    dict of str to LongTensor
-        Units kept, ascending, of every chosen group.
+    callable
+        Takes scores of every unit by group name (higher is more important), and gives the units
+        kept, ascending, of every chosen group. It raises when a target cannot be reached.
 
     Raises
     ------
     DepgraphError
-        For arguments out of range, nothing left to prune, and a target that cannot be reached.
+        For arguments out of range, and nothing left to prune.
 
     Notes
     -----
@@ -104,23 +105,50 @@ def allocate(
             f"per '{per}' ranks all units together; use scope global, not '{scope}'"
         )
     goal = _Goal(graph, ratio, target)
-    widened = kind_choices(graph, kinds)
-    for i, chosen in enumerate(widened):
-        groups = choose_groups(graph, chosen, ignore)
+    widened = [choose_groups(graph, chosen, ignore) for chosen in kind_choices(graph, kinds)]
+
+    def keep(groups: list[Group], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
         values = {g.name: normalised(g, scores, normalise) for g in groups}
-        try:
-            if per != "unit":
-                blocks = {g.name: block_sizes(graph, g, limits) for g in groups}
-                saved = goal.costs("macs" if per == "macs" else "params")
-                return descend(groups, values, blocks, saved, goal.missing(groups))
-            rankings = [
-                _rank(graph, members, values, limits) for members in _classes(groups, scope)
-            ]
-            return goal.meet(partial(_keep, rankings, floor))
-        except Unreachable:
-            if i == len(widened) - 1:
-                raise
-    raise AssertionError("there is always one choice of kinds")
+        blocks = {g.name: block_sizes(graph, g, limits) for g in groups}
+        if per != "unit":
+            saved = goal.costs("macs" if per == "macs" else "params")
+            return descend(groups, values, blocks, saved, goal.missing(groups))
+        rankings = [_rank(members, values, blocks) for members in _classes(groups, scope)]
+        return goal.meet(partial(_keep, rankings, floor))
+
+    def choose(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        for groups in widened[:-1]:
+            with suppress(Unreachable):
+                return keep(groups, scores)
+        return keep(widened[-1], scores)
+
+    return choose
+
+
+def allocate(
+    graph: DependencyGraph, scores: Mapping[str, Tensor], **choices: Any
+) -> dict[str, Tensor]:
+    """Choose the units that stay.
+
+    Parameters
+    ----------
+    graph : DependencyGraph
+    scores : mapping of str to Tensor
+        One per unit, by group name; higher is more important.
+    **choices
+        See `allocator`.
+
+    Returns
+    -------
+    dict of str to LongTensor
+        Units kept, ascending, of every chosen group.
+
+    Raises
+    ------
+    DepgraphError
+        For arguments out of range, nothing left to prune, and a target that cannot be reached.
+    """
+    return allocator(graph, **choices)(scores)
 
 
 def _classes(groups: Sequence[Group], scope: str) -> list[list[Group]]:
@@ -168,12 +196,12 @@ class _Ranking:
 
 
 def _rank(
-    graph: DependencyGraph, groups: Sequence[Group], scores: Mapping[str, Tensor], limits: Limits
+    groups: Sequence[Group], scores: Mapping[str, Tensor], blocks: Mapping[str, Tensor]
 ) -> _Ranking:
     orders, owners, sizes, depths, costs = [], [], [], [], []
     for i, group in enumerate(groups):
         order = torch.argsort(scores[group.name], stable=True)
-        size = block_sizes(graph, group, limits)
+        size = blocks[group.name]
         ends = size.cumsum(0)
         running = torch.cat([torch.zeros(1), scores[group.name][order].cumsum(0)])
         orders.append(order)

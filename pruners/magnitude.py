@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 
 import torch
@@ -89,14 +90,35 @@ def power_sums(weight: Tensor, order: float) -> list[Tensor]:
     list of Tensor, float32
         One of shape ``(weight.shape[dim],)`` for each dimension.
     """
-    rows, rest = [], torch.zeros(weight.shape[1:], device=weight.device)
-    for piece in weight.split(max(1, _PIECE * len(weight) // weight.numel())):
+    return add_powers([weight], order)
+
+
+def add_powers(pieces: Iterable[Tensor], order: float) -> list[Tensor]:
+    """The `power_sums` of a tensor that comes in pieces along its first dimension.
+
+    Parameters
+    ----------
+    pieces : iterable of Tensor
+        At least one.
+    order : float
+
+    Returns
+    -------
+    list of Tensor, float32
+    """
+    rows: list[Tensor] = []
+    rest = torch.zeros(())
+    for piece in itertools.chain.from_iterable(map(_pieces, pieces)):
         powers = piece.float().abs() ** order
         rows.append(powers.flatten(1).sum(1) if powers.dim() > 1 else powers)
-        rest += powers.sum(0)
+        rest = rest.to(powers.device) + powers.sum(0)
     dims = range(rest.dim())
     others = [[other for other in dims if other != dim] for dim in dims]
     return [torch.cat(rows), *(rest.sum(o) if o else rest for o in others)]
+
+
+def _pieces(weight: Tensor) -> tuple[Tensor, ...]:
+    return weight.split(max(1, _PIECE * len(weight) // max(1, weight.numel())))
 
 
 _PIECE = 1 << 18

@@ -10,14 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from depgraph import DependencyGraph, DepgraphError, Plan, trace
-from pruners._choices import (
-    NORMALISATIONS,
-    check_choice,
-    check_limits,
-    choose_groups,
-    kind_choices,
-)
-from pruners.allocation import PER, SCOPES, allocate
+from pruners.allocation import allocator
 from pruners.basis import align_head_dims
 from pruners.compensation import compensate as refit
 from pruners.gradient import Loss
@@ -64,10 +57,11 @@ def prune(
     ratio : float
         Share of the prunable units that is removed; 0.5 where there is no target.
     target, scope, kinds, ignore, round_to, min_units
-        See `allocate`.
+        See `allocator`.
     normalise, per : str, optional
-        See `allocate`. By default as the metric says: scores that are rises of the loss (``"obs"``)
-        are ranked as they are, by what a unit saves; all others ``"mean"`` and ``"unit"``.
+        See `allocator`. By default as the metric says: scores that are rises of the loss
+        (``"obs"``) are ranked as they are, by what a unit saves; all others ``"mean"`` and
+        ``"unit"``.
     batches : iterable of (inputs, targets), optional
         For metrics that need data, and for the compensation.
     num_samples : int, optional
@@ -102,31 +96,13 @@ def prune(
     >>> small[0].out_features, plan.num_params
     (6, 44)
     """
-    if ratio is None and target is None:
-        ratio = 0.5
-    if ratio is not None and not 0 < ratio < 1:
-        raise DepgraphError(f"ratio is {ratio}; the share removed must lie between 0 and 1")
-    check_choice("scope", scope, SCOPES)
-    check_limits(min_units, round_to)
     scorer = make_metric(metric, seed=seed)
-    normalise, per = _ranking(scorer, target, scope, normalise, per)
     compensate = batches is not None if compensate is None else compensate
     if compensate and batches is None:
         raise DepgraphError("compensation needs data; pass batches, or compensate=False")
-    kinds = kinds if kinds is None or isinstance(kinds, str) else tuple(kinds)
     graph = trace(model, example_inputs)
-    choose_groups(graph, kind_choices(graph, kinds)[-1], ignore)  # refuses before any scoring
-    if loss is not None and hasattr(scorer, "loss"):
-        scorer.loss = loss
-    calibration: list[Batch] = []
-    if compensate and batches is not None:
-        batches, calibration = _shared(model, scorer, batches, num_samples, num_calibration)
-        model = copy.deepcopy(model)
-        align_head_dims(model, graph, calibration, seed)
-    scores = score(model, graph, scorer, batches, num_samples=num_samples)
-    kept = allocate(
-        graph,
-        scores,
+    choices = with_defaults(
+        scorer,
         ratio=ratio,
         target=target,
         scope=scope,
@@ -137,30 +113,43 @@ def prune(
         normalise=normalise,
         per=per,
     )
-    plan = graph.plan(kept)
+    choose = allocator(graph, **choices)  # refuses before any scoring
+    if loss is not None and hasattr(scorer, "loss"):
+        scorer.loss = loss
+    calibration: list[Batch] = []
+    if compensate and batches is not None:
+        batches, calibration = _shared(model, scorer, batches, num_samples, num_calibration)
+        model = copy.deepcopy(model)
+        align_head_dims(model, graph, calibration, seed)
+    scores = score(model, graph, scorer, batches, num_samples=num_samples)
+    plan = graph.plan(choose(scores))
     small = plan.apply(model)
     if compensate:
         refit(model, small, plan, calibration)
     return small, plan
 
 
-def _ranking(
+def with_defaults(
     scorer: Metric,
-    target: Mapping[str, float] | None,
-    scope: str,
-    normalise: str | None,
-    per: str | None,
-) -> tuple[str, str]:
-    """What scores are divided by and ranked by: as said, or as suits the metric."""
+    *,
+    ratio: float | None = None,
+    target: Mapping[str, float] | None = None,
+    scope: str = "global",
+    normalise: str | None = None,
+    per: str | None = None,
+    **others: Any,
+) -> dict[str, Any]:
+    """Arguments of `allocator`, what was not said filled in as suits the metric."""
     additive = bool(getattr(scorer, "additive", False))
+    if ratio is None and target is None:
+        ratio = 0.5
     if normalise is None:
         normalise = "none" if additive else "mean"
     if per is None:
         by_cost = additive and normalise == "none" and scope == "global"
         per = ("params" if "params" in (target or {}) else "macs") if by_cost else "unit"
-    check_choice("normalise", normalise, NORMALISATIONS)
-    check_choice("per", per, PER)
-    return normalise, per
+    said = {"ratio": ratio, "target": target, "scope": scope, "normalise": normalise, "per": per}
+    return {**said, **others}
 
 
 def _shared(

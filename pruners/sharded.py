@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from depgraph import DependencyGraph, DepgraphError, Plan, trace
+from depgraph import DepgraphError, Plan, trace
 from depgraph.checkpoint import PIECE_BYTES, Checkpoint
 from depgraph.sharded import ShardedSlicer, stored_names
-from pruners.allocation import allocate
-from pruners.magnitude import Norm, Random, power_sums
+from depgraph.store import check_place
+from pruners.allocation import allocator
+from pruners.magnitude import Norm, Random, add_powers
 from pruners.metrics import Metric, make_metric
+from pruners.pruning import with_defaults
 
 PIECES_AT_ONCE = 4
 """A piece, its numbers in float32, what is cut of it, and the allocator's slack."""
@@ -36,16 +37,10 @@ class MemoryCap:
     ----------
     limit : int, optional
         Bytes of resident memory; none by default.
-
-    Attributes
-    ----------
-    peak : int
-        Most bytes that `check` has seen.
     """
 
     def __init__(self, limit: int | None = None) -> None:
         self.limit = limit
-        self.peak = 0
         self._process = psutil.Process()
 
     def check(self, more: int = 0) -> None:
@@ -62,7 +57,6 @@ class MemoryCap:
             When that is too much; the sentence says what would do.
         """
         taken = self._process.memory_info().rss
-        self.peak = max(self.peak, taken)
         if self.limit is not None and taken + more > self.limit:
             raise DepgraphError(
                 f"memory is capped at {_mib(self.limit)}, but {_mib(taken)} are taken and "
@@ -80,20 +74,12 @@ def prune_checkpoint(
     checkpoint: str | PathLike[str],
     out: str | PathLike[str],
     metric: str | Metric = "l2",
-    ratio: float | None = None,
     *,
-    target: Mapping[str, float] | None = None,
-    scope: str = "global",
-    kinds: Iterable[str] | None = None,
-    ignore: Sequence[str] = (),
-    round_to: int = 1,
-    min_units: int = 1,
-    normalise: str | None = None,
-    per: str | None = None,
     seed: int = 0,
     max_memory: int | None = None,
     resume: bool = False,
     progress: Progress | None = None,
+    **choices: Any,
 ) -> Plan:
     """Prune a model whose weights are on disk, and may be larger than memory.
 
@@ -111,8 +97,6 @@ def prune_checkpoint(
         beside it, in ``.<name>.partial``.
     metric : str or Metric
         ``"l2"``, ``"l1"`` or ``"random"``.
-    ratio, target, scope, kinds, ignore, round_to, min_units, normalise, per
-        See `prune`.
     seed : int
         Of the random metric.
     max_memory : int, optional
@@ -122,6 +106,8 @@ def prune_checkpoint(
         was not finished is begun again.
     progress : callable, optional
         ``progress(stage, done, total)`` in bytes; stages are ``"score"`` and ``"slice"``.
+    **choices
+        See `allocator`: a ratio (0.5 by default) or a target, and how to share it out.
 
     Returns
     -------
@@ -130,44 +116,38 @@ def prune_checkpoint(
     Raises
     ------
     DepgraphError
-        When the checkpoint does not fit the model, the metric looks at data, memory does not
-        suffice, or the work to resume was begun with other arguments.
+        When the checkpoint does not fit the model or is where the result shall be, the metric looks
+        at data, a choice is out of range, memory does not suffice, or the work to resume was begun
+        with other arguments.
     """
-    if ratio is None and target is None:
-        ratio = 0.5
     scorer = make_metric(metric, seed=seed)
     if not isinstance(scorer, (Norm, Random)):
         raise DepgraphError(
             f"metric '{scorer.name}' cannot be had a shard at a time; use l2, l1 or random"
         )
-    source, cap = Checkpoint(checkpoint), MemoryCap(max_memory)
-    options: dict[str, Any] = {
-        "ratio": ratio,
-        "target": None if target is None else dict(target),
-        "scope": scope,
-        "kinds": kinds if kinds is None or isinstance(kinds, str) else list(kinds),
-        "ignore": list(ignore),
-        "round_to": round_to,
-        "min_units": min_units,
-        "normalise": normalise or "mean",
-        "per": per or "unit",
-    }
-    job = {"checkpoint": source.identity(), "metric": scorer.name, "seed": seed, **options}
-    stored_names(model, source)  # refuses before any work
-    folder = _workspace(Path(out), job, resume)
+    out = Path(out)
+    check_place(out)
+    source, cap, told = Checkpoint(checkpoint), MemoryCap(max_memory), progress or _silent
+    if out.resolve() == source.directory.resolve():
+        raise DepgraphError(f"'{out}' is the checkpoint itself; choose another directory")
+    stored = stored_names(model, source)
     graph = trace(model, example_inputs)
+    choices = with_defaults(scorer, **choices)
+    choose = allocator(graph, **choices)
     cap.check(PIECES_AT_ONCE * PIECE_BYTES)
-    told = progress or _silent
+    job = {"checkpoint": source.identity(), "metric": scorer.name, "seed": seed, **choices}
+    folder = _workspace(out, job, resume)
     if isinstance(scorer, Norm):
-        scores = _norms(scorer, graph, model, source, folder, _Ticker("score", source, cap, told))
+        sums = _sums(source, scorer.order, folder, _Ticker("score", source, cap, told))
+        scores = scorer.from_sums(graph, lambda name: sums[stored[name]])
     else:
         scores = scorer.score(model, graph, [])
-    plan = graph.plan(allocate(graph, scores, **options))
-    slicer = ShardedSlicer(model, plan.apply(model), plan, source)
+    plan = graph.plan(choose(scores))
+    slicer = ShardedSlicer(stored, plan.apply(model), plan, source)
     shards = folder / "model"
     shards.mkdir(exist_ok=True)
     slicer.write(shards, _Ticker("slice", source, cap, told))
-    slicer.publish(shards, Path(out))
+    slicer.publish(shards, out)
     shutil.rmtree(folder)
     return plan
 
@@ -182,7 +162,7 @@ class _Ticker:
     def __init__(
         self, stage: str, checkpoint: Checkpoint, cap: MemoryCap, progress: Progress
     ) -> None:
-        self.total = sum(stored.num_bytes for stored in checkpoint.tensors.values())
+        self.total = checkpoint.num_bytes(*checkpoint.files)
         self.done = 0
         self._tell = partial(progress, stage)
         self._cap = cap
@@ -197,7 +177,7 @@ def _workspace(out: Path, job: dict[str, Any], resume: bool) -> Path:
     """The folder of half-done work: that of the same job when resuming, an empty one else."""
     folder = out.parent / f".{out.name}.partial"
     record = folder / "job.json"
-    text = json.dumps(job, indent=1)
+    text = json.dumps(job, indent=1, default=list)
     if resume and record.exists():
         if record.read_text(encoding="utf-8") != text:
             raise DepgraphError(
@@ -211,47 +191,37 @@ def _workspace(out: Path, job: dict[str, Any], resume: bool) -> Path:
     return folder
 
 
-def _norms(
-    metric: Norm,
-    graph: DependencyGraph,
-    model: nn.Module,
-    checkpoint: Checkpoint,
-    folder: Path,
-    tick: _Ticker,
-) -> dict[str, Tensor]:
-    """Scores from the checkpoint; the sums of each finished shard are kept in the folder."""
-    stored = stored_names(model, checkpoint)
-    sums: dict[str, Tensor] = {}
+def _sums(
+    checkpoint: Checkpoint, order: float, folder: Path, tick: _Ticker
+) -> dict[str, list[Tensor]]:
+    """`power_sums` of every tensor; those of each finished shard are kept in the folder."""
+    sums: dict[str, list[Tensor]] = {}
     for file in checkpoint.files:
         kept = folder / f"sums-{file}"
-        if not kept.exists():
-            _save_sums(kept, checkpoint, file, metric.order, tick)
+        if kept.exists():
+            tick(checkpoint.num_bytes(file))
         else:
-            tick(sum(checkpoint.tensors[name].num_bytes for name in checkpoint.names(file)))
-        sums.update(load_file(kept))
+            temporary = kept.with_name(f".{kept.name}.tmp")
+            save_file(_sums_of_shard(checkpoint, file, order, tick), temporary)
+            temporary.replace(kept)
+        found = load_file(kept)
+        for name in checkpoint.names(file):
+            dims = range(len(checkpoint.tensors[name].shape))
+            sums[name] = [found[f"{name}:{dim}"] for dim in dims]
+    return sums
 
-    def of(name: str) -> list[Tensor]:
-        dims = range(len(checkpoint.tensors[stored[name]].shape))
-        return [sums[f"{stored[name]}:{dim}"] for dim in dims]
 
-    return metric.from_sums(graph, of)
+def _sums_of_shard(
+    checkpoint: Checkpoint, file: str, order: float, tick: _Ticker
+) -> dict[str, Tensor]:
+    def ticking(name: str) -> Iterator[Tensor]:
+        for _, piece in checkpoint.pieces(name):
+            yield piece
+            tick(piece.nbytes)
 
-
-def _save_sums(path: Path, checkpoint: Checkpoint, file: str, order: float, tick: _Ticker) -> None:
-    sums: dict[str, Tensor] = {}
-    for name in checkpoint.names(file):
-        stored = checkpoint.tensors[name]
-        if stored.dtype.is_floating_point and stored.shape:
-            parts = []
-            for _, piece in checkpoint.pieces(name):
-                parts.append(power_sums(piece, order))
-                tick(piece.nbytes)
-            firsts, *rest = zip(*parts, strict=True)
-            added = [torch.stack(others).sum(0) for others in rest]
-            for dim, values in enumerate([torch.cat(firsts), *added]):
-                sums[f"{name}:{dim}"] = values.contiguous()
-        else:
-            tick(stored.num_bytes)
-    temporary = path.with_name(f".{path.name}.tmp")
-    save_file(sums, temporary)
-    temporary.replace(path)
+    return {
+        f"{name}:{dim}": total.contiguous()
+        for name in checkpoint.names(file)
+        if checkpoint.tensors[name].shape
+        for dim, total in enumerate(add_powers(ticking(name), order))
+    }

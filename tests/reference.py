@@ -210,8 +210,6 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
             values = noise * tensor[0].numel() ** -0.5
         elif name.endswith("weight"):
             values = 1 + 0.3 * noise
-        elif name.endswith("var"):
-            values = 1 + 0.3 * noise.abs()
         else:
             values = 0.5 * noise
         tensor.copy_(values)

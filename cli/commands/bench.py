@@ -12,9 +12,10 @@ import timm
 from torch import nn
 
 import depgraph
-from cli.models import dense_of, example_inputs, load_model, load_saved, saved_in
+from cli.models import example_inputs, load_model
 from cli.options import batch_size_option, device_option, json_option, seconds_option, seed_option
 from cli.output import emit, environment, table
+from cli.saved import dense_of, load_saved, saved_in
 from depgraph import DepgraphError
 from domains import timing
 

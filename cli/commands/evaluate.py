@@ -11,7 +11,7 @@ from torch import nn
 
 import depgraph
 import domains
-from cli.models import check_classes, dense_of, example_inputs, load_saved, saved_in
+from cli.models import check_classes, example_inputs
 from cli.options import (
     batch_size_option,
     compute_options,
@@ -23,6 +23,7 @@ from cli.options import (
 )
 from cli.output import emit, percent, table
 from cli.precision import half
+from cli.saved import dense_of, load_saved, saved_in
 from domains import timing
 
 

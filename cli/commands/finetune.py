@@ -8,7 +8,6 @@ import click
 
 import depgraph
 import domains
-from cli.models import compensated_share, load_saved, saved_in
 from cli.options import (
     compute_options,
     data_option,
@@ -21,6 +20,7 @@ from cli.options import (
     training_options,
 )
 from cli.output import emit, environment, percent, table, write_json
+from cli.saved import compensated_share, load_saved, saved_in
 from cli.settings import recovery_settings
 
 

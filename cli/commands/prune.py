@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 import depgraph
 import domains
 import pruners
 from cli.models import check_classes, example_inputs, load_model
 from cli.options import (
+    Bytes,
     budget,
     compute_options,
     json_option,
@@ -23,9 +25,9 @@ from cli.options import (
     seed_option,
     split_option,
 )
-from cli.output import emit, environment, table, write_json
 from cli.precision import with_precision
-from cli.sharded import Bytes, prune_sharded
+from cli.pruned import report
+from cli.sharded import prune_sharded
 from depgraph import DepgraphError
 
 
@@ -83,11 +85,17 @@ def prune(
 ) -> None:
     """Prune MODEL and save the smaller one in --out."""
     share = budget(ratio, target_macs, target_params, target_latency)
+    choices = {
+        **share,
+        "scope": scope,
+        "ignore": ignore,
+        "round_to": round_to,
+        "min_units": min_units,
+        "normalise": normalise,
+        "per": per,
+    }
     if checkpoint is not None:
-        given = {"--weights": weights, "--data": data, "--compensate": compensate}
-        said = next((option for option, value in given.items() if value), None)
-        if said is not None:
-            raise click.UsageError(f"{said} does not go with --checkpoint")
+        _refuse_others(click.get_current_context())
         prune_sharded(
             checkpoint,
             model_name,
@@ -102,16 +110,7 @@ def prune(
                 "num_classes": num_classes,
                 "model_args": model_args,
             },
-            choices={
-                **share,
-                "scope": scope,
-                "kinds": kinds or None,
-                "ignore": ignore,
-                "round_to": round_to,
-                "min_units": min_units,
-                "normalise": normalise,
-                "per": per,
-            },
+            choices={**choices, "kinds": kinds or None},
         )
         return
     if model_name is None:
@@ -149,14 +148,8 @@ def prune(
         model,
         example_inputs(model, img_size),
         with_precision(scorer, device, amp),
-        **share,
-        scope=scope,
+        **choices,
         kinds=chosen_kinds,
-        ignore=ignore,
-        round_to=round_to,
-        min_units=min_units,
-        normalise=normalise,
-        per=per,
         num_samples=num_samples,
         compensate=compensate,
         num_calibration=num_calibration,
@@ -164,9 +157,11 @@ def prune(
         seed=seed,
     )
     depgraph.save(small.cpu(), out)
-    dense = sum(p.numel() for p in model.parameters())
-    dense_macs = depgraph.count_macs(model, example_inputs(model, img_size))
-    result = {
+    dense = {
+        "params": sum(p.numel() for p in model.parameters()),
+        "macs": depgraph.count_macs(model, example_inputs(model, img_size)),
+    }
+    said = {
         "model": model_name,
         "arguments": {"img_size": img_size, "num_classes": num_classes, "model_args": model_args},
         "metric": metric,
@@ -174,19 +169,23 @@ def prune(
         "scope": scope,
         "compensated": batches is not None and compensate is not False,
         "seed": seed,
-        "dense": {"params": dense, "macs": dense_macs},
-        "pruned": {"params": plan.num_params, "macs": plan.macs},
-        "groups": {
-            name: {"kept": len(plan.kept_units.get(name, range(size))), "size": size}
-            for name, size in plan.sizes.items()
-        },
-        "out": str(out),
-        **environment(),
     }
-    write_json(out / "prune.json", result)
-    rows = [
-        ("parameters", f"{dense:,}", f"{plan.num_params:,}", f"{plan.num_params / dense:.3f}"),
-        ("MACs", f"{dense_macs:,}", f"{plan.macs:,}", f"{plan.macs / dense_macs:.3f}"),
-    ]
-    title = f"{model_name} pruned by {metric}, saved in {out}"
-    emit(result, as_json, table(title, ["", "dense", "pruned", "kept"], rows))
+    report(out, said, plan, dense, as_json)
+
+
+_OF_IMAGES = frozenset(
+    (
+        *("pretrained", "weights", "data", "target", "split_by", "device", "amp"),
+        *("num_samples", "compensate", "num_calibration"),
+    )
+)
+"""Options that mean nothing for a checkpoint on disk."""
+
+
+def _refuse_others(context: click.Context) -> None:
+    """Refuse what was said on the command line and would not be heeded."""
+    for param in context.command.params:
+        name = param.name or ""
+        said = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if said and name in _OF_IMAGES:
+            raise click.UsageError(f"{param.opts[0]} does not go with --checkpoint")

@@ -10,7 +10,7 @@ from torch import nn
 
 import domains
 from cli.html import report_page
-from cli.models import check_classes, load_model, load_saved
+from cli.models import check_classes, load_model
 from cli.options import (
     batch_size_option,
     budget,
@@ -32,6 +32,7 @@ from cli.options import (
 from cli.output import emit, percent, table, write_text
 from cli.pipeline import run_pipeline
 from cli.precision import half
+from cli.saved import load_saved
 from cli.settings import RunSettings, dense_settings, recovery_settings
 from domains import timing
 

@@ -136,6 +136,30 @@ def test_a_checkpoint_is_pruned_shard_by_shard(invoke: Invoke, tmp_path: Path) -
     assert small(torch.zeros(1, 3, 32, 32)).shape == (1, 1000)
 
 
+def test_what_was_pruned_on_disk_is_finetuned_like_any_other(
+    invoke: Invoke, data: Path, tmp_path: Path
+) -> None:
+    dense = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_classes=2)
+    depgraph.save(dense, tmp_path / "dense")
+    out = tmp_path / "small"
+    call = ["prune", "--checkpoint", tmp_path / "dense", "--img-size", "32", "--out", out]
+    assert invoke(*call).exit_code == 0
+    tuned = invoke(
+        *[
+            "finetune",
+            out,
+            "--data",
+            data,
+            "--target=wool",
+            "--epochs=1",
+            "--batch-size=6",
+            "--json",
+        ]
+    )
+    assert tuned.exit_code == 0, tuned.output
+    assert set(json.loads(tuned.stdout)["accuracy"]) == {"clay", "ink", "wool"}
+
+
 def test_a_checkpoint_in_timms_form_says_which_model_it_is_of(
     invoke: Invoke, tmp_path: Path
 ) -> None:

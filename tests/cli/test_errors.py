@@ -243,6 +243,8 @@ def test_debug_shows_the_traceback(invoke: Invoke) -> None:
     ("arguments", "says"),
     [
         (["--weights", "x.safetensors"], "--weights does not go with --checkpoint"),
+        (["--num-samples", "8"], "--num-samples does not go with --checkpoint"),
+        (["--amp"], "--amp does not go with --checkpoint"),
         (["--max-memory", "lots"], "'lots' is no size"),
     ],
 )

@@ -64,6 +64,8 @@ def test_an_emptied_model_is_pruned_again(name: str) -> None:
     }
     plan = graph.plan({group.name: range(0, group.size, 2) for group in graph.prunable})
     assert relative_difference(plan.apply(small)(images()), masked(small, plan)(images())) < 1e-5
+    smaller, _ = pruners.prune(small, images(), "l2", 0.5)
+    assert smaller(images()).shape == small(images()).shape
 
 
 class Residual(nn.Module):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 from accelerate import init_empty_weights
@@ -12,8 +14,8 @@ from torch import nn
 
 import depgraph
 import pruners
-from depgraph.checkpoint import Checkpoint, write_index, write_shard
-from pruners import sharded
+from cli.structures import load_structure
+from depgraph.checkpoint import INDEX, Checkpoint, index_text, write_shard
 from tests.depgraph.models import Tied, images, tiny
 
 
@@ -25,7 +27,7 @@ def in_shards(model: nn.Module, directory: Path, count: int = 3) -> Path:
     for file in set(files.values()):
         mine = {n: (tuple(t.shape), t.dtype) for n, t in state.items() if files[n] == file}
         write_shard(directory / file, mine, lambda name: [state[name]])
-    write_index(directory / "model.safetensors.index.json", files, 0)
+    (directory / INDEX).write_text(index_text(files, 0))
     return directory
 
 
@@ -106,7 +108,7 @@ def test_killed_anywhere_it_resumes_without_loss(stop: int, tmp_path: Path) -> N
     assert sorted(p.name for p in tmp_path.iterdir()) == ["dense", "small"]
 
 
-def test_other_arguments_do_not_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_arguments_do_not_resume(tmp_path: Path) -> None:
     source = in_shards(tiny(), tmp_path / "dense")
 
     def stop(*_: object) -> None:
@@ -125,7 +127,74 @@ def test_a_cap_that_cannot_be_kept_is_refused_before_any_work(tmp_path: Path) ->
         pruners.prune_checkpoint(
             structure(), images(), source, tmp_path / "small", max_memory=1 << 20
         )
+    assert [path.name for path in tmp_path.iterdir()] == ["dense"]
+
+
+@pytest.mark.parametrize("wrong", [{"ratio": 1.5}, {"scope": "local"}, {"kinds": ["tails"]}])
+def test_a_choice_out_of_range_is_refused_before_any_work(
+    wrong: dict[str, object], tmp_path: Path
+) -> None:
+    source = in_shards(tiny(), tmp_path / "dense")
+    with pytest.raises(depgraph.DepgraphError):
+        pruners.prune_checkpoint(structure(), images(), source, tmp_path / "small", **wrong)
+    assert [path.name for path in tmp_path.iterdir()] == ["dense"]
+
+
+def test_the_checkpoint_itself_is_never_written_to(tmp_path: Path) -> None:
+    source = in_shards(tiny(), tmp_path / "dense")
+    other = in_shards(tiny(), tmp_path / "other")
+    before = {path: path.read_bytes() for path in (*source.iterdir(), *other.iterdir())}
+    for out in (source, other):
+        with pytest.raises(depgraph.DepgraphError, match="choose another directory"):
+            pruners.prune_checkpoint(structure(), images(), source, out)
+        with pytest.raises(depgraph.DepgraphError, match="choose another directory"):
+            depgraph.save(tiny(), out)
+    assert all(path.read_bytes() == was for path, was in before.items())
+
+
+def test_memory_that_grows_past_the_cap_stops_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = in_shards(tiny(), tmp_path / "dense")
+    taken = iter([1 << 20] * 5 + [1 << 40] * 100)
+    monkeypatch.setattr(
+        psutil.Process, "memory_info", lambda self: SimpleNamespace(rss=next(taken))
+    )
+    with pytest.raises(depgraph.DepgraphError, match="capped at 1024 MiB"):
+        pruners.prune_checkpoint(
+            structure(), images(), source, tmp_path / "small", max_memory=1 << 30
+        )
     assert not (tmp_path / "small").exists()
+
+
+def test_a_second_result_replaces_the_first_and_its_shards(tmp_path: Path) -> None:
+    out = tmp_path / "small"
+    pruners.prune_checkpoint(structure(), images(), in_shards(tiny(), tmp_path / "dense"), out)
+    model = tiny()
+    depgraph.save(model, out)
+    assert not list(out.glob("model-*")) and not (out / INDEX).exists()
+    assert torch.equal(depgraph.load(out)(images()), model(images()))
+
+
+def test_a_language_model_is_recognised_by_its_config(tmp_path: Path) -> None:
+    hf = pytest.importorskip("transformers")
+    config = hf.LlamaConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=48,
+        vocab_size=50,
+        use_cache=False,
+    )
+    model = hf.LlamaForCausalLM(config).eval()
+    model.save_pretrained(tmp_path / "dense", max_shard_size="10KB")
+    empty, inputs = load_structure(tmp_path / "dense", None)
+    pruners.prune_checkpoint(empty, inputs, tmp_path / "dense", tmp_path / "small")
+    small, (expected, _) = depgraph.load(tmp_path / "small"), pruners.prune(model, inputs)
+    tokens = torch.arange(6)[None]
+    assert torch.equal(small(tokens).logits, expected(tokens).logits)
+    assert small.config is small.model.config
 
 
 def test_a_checkpoint_of_another_model_names_the_first_tensor(tmp_path: Path) -> None:
@@ -155,9 +224,3 @@ def test_half_precision_stays(tmp_path: Path) -> None:
     pruners.prune_checkpoint(structure(), images(), source, tmp_path / "small")
     files = list((tmp_path / "small").glob("model-*.safetensors"))
     assert {t.dtype for file in files for t in load_file(file).values()} == {torch.bfloat16}
-
-
-def test_the_cap_remembers_the_peak() -> None:
-    cap = sharded.MemoryCap()
-    cap.check()
-    assert cap.peak > 0

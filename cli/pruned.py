@@ -1,0 +1,46 @@
+"""What `prune` says and writes down, however it came by the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import depgraph
+from cli.output import emit, environment, table, write_json
+
+
+def report(
+    out: Path, said: dict[str, Any], plan: depgraph.Plan, dense: dict[str, int], as_json: bool
+) -> None:
+    """Write what came of a pruning to ``prune.json`` beside the model, and print it.
+
+    Parameters
+    ----------
+    out : Path
+    said : dict
+        What was asked for; ``"compensated"`` where the cut was.
+    plan : Plan
+    dense : dict
+        ``"params"`` and ``"macs"`` before.
+    as_json : bool
+    """
+    pruned = {"params": plan.num_params, "macs": plan.macs}
+    result = {
+        "compensated": False,
+        **said,
+        "dense": dense,
+        "pruned": pruned,
+        "groups": {
+            name: {"kept": len(plan.kept_units.get(name, range(size))), "size": size}
+            for name, size in plan.sizes.items()
+        },
+        "out": str(out),
+        **environment(),
+    }
+    write_json(out / "prune.json", result)
+    rows = [
+        (name, f"{dense[key]:,}", f"{pruned[key]:,}", f"{pruned[key] / dense[key]:.3f}")
+        for name, key in (("parameters", "params"), ("MACs", "macs"))
+    ]
+    title = f"{said['model'] or said['checkpoint']} pruned by {said['metric']}, saved in {out}"
+    emit(result, as_json, table(title, ["", "dense", "pruned", "kept"], rows))

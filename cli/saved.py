@@ -1,0 +1,75 @@
+"""Directories that this tool saved models in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+import torch
+from torch import nn
+
+import depgraph
+from depgraph import DepgraphError
+
+
+def load_saved(directory: Path, *, num_classes: int | None = None, seed: int = 0) -> nn.Module:
+    """The model that `prune`, `finetune` or `run` left in a directory, in eval mode.
+
+    Parameters
+    ----------
+    directory : Path
+        Of the model, or of a run: then its pruned model.
+    num_classes : int, optional
+        Another number than it has gives it a new head, and says so.
+    seed : int
+        Of the new head.
+
+    Raises
+    ------
+    DepgraphError
+        When there is none, or it cannot have that many classes.
+    """
+    place = saved_in(directory)
+    if place is None:
+        what = "has no saved model in it" if directory.is_dir() else "is no directory"
+        raise DepgraphError(f"'{directory}' {what}; give one that prune, finetune or run wrote")
+    model = depgraph.load(place).eval()
+    if num_classes is None or num_classes == getattr(model, "num_classes", num_classes):
+        return model
+    reset = getattr(model, "reset_classifier", None)
+    if reset is None:
+        raise DepgraphError(
+            f"'{directory}' has {model.num_classes} classes and cannot be given {num_classes}"
+        )
+    torch.manual_seed(seed)
+    reset(num_classes)
+    click.echo(f"note: '{directory}' gets a head for {num_classes} classes, at random", err=True)
+    return model.eval()
+
+
+def saved_in(directory: Path) -> Path | None:
+    """Where the saved model is: the directory itself, or ``pruned`` of a run's directory."""
+    for place in (directory, directory / "pruned"):
+        if (place / "structure.json").exists():
+            return place
+    return None
+
+
+def compensated_share(directory: Path) -> float | None:
+    """Share of the MACs that `prune` left in this directory, if it compensated the cut."""
+    record = directory / "prune.json"
+    if not record.exists():
+        return None
+    try:
+        row = json.loads(record.read_text(encoding="utf-8"))
+        return row["pruned"]["macs"] / row["dense"]["macs"] if row["compensated"] else None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DepgraphError(f"'{record}' is no record that prune wrote ({error})") from error
+
+
+def dense_of(directory: Path) -> Path | None:
+    """The dense model that a run left beside its pruned one, if any."""
+    place = saved_in(directory)
+    dense = None if place is None else place.parent / "dense"
+    return dense if dense is not None and (dense / "structure.json").exists() else None
