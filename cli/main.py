@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import traceback
 from importlib.metadata import PackageNotFoundError, version
@@ -17,7 +16,8 @@ from cli.commands.finetune import finetune
 from cli.commands.inspect import inspect
 from cli.commands.prune import prune
 from cli.commands.run import run
-from depgraph import DepgraphError
+from cli.commands.sweep import sweep
+from cli.failures import FAILURES, sentence
 
 
 def program_version() -> str:
@@ -28,20 +28,6 @@ def program_version() -> str:
         return "unknown"
 
 
-_FAILURES = (
-    KeyboardInterrupt,
-    OSError,
-    RuntimeError,
-    MemoryError,
-    ValueError,  # DepgraphError among them
-    TypeError,
-    LookupError,
-    AttributeError,
-    AssertionError,
-)
-"""What becomes a sentence: our own errors, and what torch and timm raise for bad input."""
-
-
 class Program(click.Group):
     """A group whose commands fail with one sentence, or with a traceback under ``--debug``."""
 
@@ -49,26 +35,13 @@ class Program(click.Group):
         """Run the command; exit 1 for a failed run, whatever raised."""
         try:
             return super().invoke(ctx)
-        except _FAILURES as error:
+        except (KeyboardInterrupt, *FAILURES) as error:
             if isinstance(error, (click.exceptions.Exit, click.Abort)):
                 raise
             if ctx.params.get("debug"):
                 traceback.print_exc()
             click.echo(f"depgraph-prune: {sentence(error)}", err=True)
             ctx.exit(1)
-
-
-def sentence(error: BaseException) -> str:
-    """What went wrong, in one sentence."""
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted; what was finished is kept, and --resume continues from there"
-    if isinstance(error, DepgraphError):
-        return str(error)
-    if isinstance(error, OSError) and error.strerror:
-        where = f"'{os.fspath(error.filename)}': " if error.filename else ""
-        return f"{where}{error.strerror}"
-    text = str(error).strip().partition("\n")[0] or type(error).__name__
-    return f"{type(error).__name__}: {text} (--debug shows where)"
 
 
 @click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
@@ -78,7 +51,7 @@ def program(debug: bool) -> None:
     """Prune vision transformers by their dependency graph, and judge them on an unseen domain."""
 
 
-for command in (demo, inspect, prune, finetune, evaluate, bench, run):
+for command in (demo, inspect, prune, finetune, evaluate, bench, run, sweep):
     program.add_command(command)
 
 

@@ -267,6 +267,10 @@ training_options = _combined(
 )
 
 
+BUDGETS = ("ratio", "target_macs", "target_params", "target_latency")
+"""Options of which one says how much goes."""
+
+
 def budget(
     ratio: float | None,
     target_macs: float | None,

@@ -82,13 +82,18 @@ def write_json(path: Path, data: Any) -> None:
     write_text(path, json.dumps(data, indent=1))
 
 
+def command_line() -> str:
+    """How the program was called."""
+    return shlex.join(["depgraph-prune", *sys.argv[1:]])
+
+
 def environment() -> dict[str, Any]:
     """Versions, device and command line, to be able to make a result again."""
     from cli.main import program_version
 
     cuda = torch.cuda.is_available()
     return {
-        "command": shlex.join(["depgraph-prune", *sys.argv[1:]]),
+        "command": command_line(),
         "versions": {
             "depgraph-prune": program_version(),
             "python": platform.python_version(),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,9 @@ from torch import nn
 
 import depgraph
 import domains
-import pruners
+from cli.cut import cut
 from cli.models import example_inputs
 from cli.output import environment, note, write_json
-from cli.precision import with_precision
 from cli.settings import RunSettings, deciding
 from depgraph import DepgraphError
 from domains import FinetuneSettings, Split, timing
@@ -34,6 +33,10 @@ def run_pipeline(
     *,
     resume: bool = False,
     progress: bool = True,
+    dense_at: Path | None = None,
+    fresh: Callable[[], nn.Module] | None = None,
+    log: Callable[[str], None] | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Fine-tune, prune, fine-tune again, evaluate and time.
 
@@ -50,6 +53,15 @@ def run_pipeline(
         Take finished stages as they are, and continue an unfinished one.
     progress : bool
         Bars on standard error.
+    dense_at : Path, optional
+        Where `train_dense` left the dense model that several runs start from; by default it is
+        made in `out`.
+    fresh : callable, optional
+        Gives the model with weights drawn anew; for the control "reinit" alone.
+    log : callable, optional
+        Gets a line as each stage begins; by default standard error, if there is `progress`.
+    more : mapping, optional
+        What else is put into the row.
 
     Returns
     -------
@@ -65,11 +77,44 @@ def run_pipeline(
         raise DepgraphError(
             f"'{out}' is not empty; choose another --out, or continue it with --resume"
         )
-    stages = _Stages(model, split, settings, out, progress)
+    stages = _Stages(model, split, settings, out, progress, dense_at or out, fresh, log)
     stages.dense()
     stages.pruned()
     stages.recovered()
-    return stages.result()
+    return stages.result(more or {})
+
+
+def train_dense(
+    model: Callable[[], nn.Module],
+    split: Split,
+    settings: RunSettings,
+    out: Path,
+    *,
+    progress: bool = True,
+    log: Callable[[str], None] | None = None,
+) -> None:
+    """The first stage alone, resumed where it was begun: for runs that share their dense model.
+
+    Parameters are those of `run_pipeline`, whose `dense_at` is this `out`.
+    """
+    stages = _Stages(model, split, settings, out, progress, out, None, log)
+    stages.dense()
+    stages.dense_accuracy()
+
+
+def dense_identity(split: Split, settings: RunSettings) -> dict[str, Any]:
+    """All that decides what the dense model becomes: runs with the same one can share it."""
+    return {**_protocol(split, settings), "recipe": deciding(settings.dense)}
+
+
+def _protocol(split: Split, settings: RunSettings) -> dict[str, Any]:
+    return {
+        "model": settings.model,
+        **settings.origin,
+        "target_domain": split.target,
+        "train": {domain: len(samples) for domain, samples in split.train.items()},
+        "seed": settings.seed,
+    }
 
 
 class _Stages:
@@ -80,30 +125,35 @@ class _Stages:
         settings: RunSettings,
         out: Path,
         progress: bool,
+        dense_at: Path,
+        fresh: Callable[[], nn.Module] | None,
+        log: Callable[[str], None] | None,
     ) -> None:
         self.model = model
         self.split = split
         self.settings = settings
         self.out = out
         self.progress = progress
+        self.dense_at = dense_at
+        self.fresh = fresh
+        self.log = log or (note if progress else lambda text: None)
         self.records: dict[str, dict[str, Any]] = {}
 
     def _stage(
         self, name: str, made_with: dict[str, Any], make: Callable[[], dict[str, Any]]
     ) -> dict[str, Any]:
         """The record of a stage: read when it is finished, made otherwise."""
-        path = self.out / f"{name}.json"
+        path = self._place(name) / f"{name}.json"
         made_with = json.loads(json.dumps(made_with))
         if path.exists():
             record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             if record["made_with"] != made_with:
                 raise DepgraphError(
-                    f"stage '{name}' in '{self.out}' was made with "
+                    f"stage '{name}' in '{path.parent}' was made with "
                     f"{_difference(record['made_with'], made_with)}; choose another --out"
                 )
         else:
-            if self.progress:
-                note(f"{name} ...")
+            self.log(f"{name} ...")
             start = time.perf_counter()
             record = make()
             record |= {"seconds": time.perf_counter() - start, "made_with": made_with}
@@ -111,15 +161,8 @@ class _Stages:
         self.records[name] = record
         return record
 
-    def _protocol(self) -> dict[str, Any]:
-        sizes = {domain: len(samples) for domain, samples in self.split.train.items()}
-        return {
-            "model": self.settings.model,
-            **self.settings.origin,
-            "target_domain": self.split.target,
-            "train": sizes,
-            "seed": self.settings.seed,
-        }
+    def _place(self, name: str) -> Path:
+        return self.dense_at if name.startswith("dense") else self.out
 
     def _train(
         self,
@@ -129,29 +172,41 @@ class _Stages:
         teacher: nn.Module | None,
     ) -> dict[str, Any]:
         if recipe is None:
-            depgraph.save(model.eval(), self.out / name)
+            depgraph.save(model.eval(), self._place(name) / name)
             return {"history": []}
         trained = domains.finetune(
             model,
             self.split,
             recipe,
-            self.out / f"{name}-training",
+            self._place(name) / f"{name}-training",
             resume=True,
             progress=self.progress,
             teacher=teacher,
         )
-        depgraph.save(model.eval(), self.out / name)
+        depgraph.save(model.eval(), self._place(name) / name)
         return {"history": list(trained.history), "best_epoch": trained.best_epoch}
 
     def dense(self) -> None:
         """The dense model: fine-tuned on the sources, or as it came."""
         recipe = self.settings.dense
-        made_with = {**self._protocol(), "recipe": deciding(recipe)}
+        made_with = dense_identity(self.split, self.settings)
         self._stage("dense", made_with, lambda: self._train("dense", self.model(), recipe, None))
+
+    def dense_accuracy(self) -> dict[str, float]:
+        """Accuracy of the dense model by domain."""
+        made_with = dense_identity(self.split, self.settings)
+        record = self._stage(
+            "dense-accuracy", made_with, lambda: {"accuracy": self._evaluate(self._load("dense"))}
+        )
+        accuracy: dict[str, float] = record["accuracy"]
+        return accuracy
 
     def pruned(self) -> None:
         """The sliced model, before any training."""
-        made_with = {**self._protocol(), **self.settings.share, **self.settings.pruning}
+        settings = self.settings
+        made_with = {**_protocol(self.split, settings), **settings.share, **settings.pruning}
+        if settings.control is not None:
+            made_with["control"] = settings.control
         self._stage("pruned-only", made_with, self._prune)
 
     def recovered(self) -> None:
@@ -162,7 +217,11 @@ class _Stages:
             teacher = self._load("dense") if distill else None
             return self._train("pruned", self._load("pruned-only"), recipe, teacher)
 
-        made_with = {**self._protocol(), "recipe": deciding(recipe), "distill": distill}
+        made_with = {
+            **_protocol(self.split, self.settings),
+            "recipe": deciding(recipe),
+            "distill": distill,
+        }
         self._stage("pruned", made_with, make)
 
     def _recovery(self) -> FinetuneSettings | None:
@@ -172,43 +231,30 @@ class _Stages:
         return domains.scale_lr(recipe, self.records["pruned-only"]["macs_kept"])
 
     def _load(self, name: str) -> nn.Module:
-        return depgraph.load(self.out / name).eval()
+        return depgraph.load(self._place(name) / name).eval()
 
     def _prune(self) -> dict[str, Any]:
-        settings = self.settings
-        dense = self._load("dense").to(settings.device)
-        metric = pruners.make_metric(settings.pruning["metric"], seed=settings.seed)
-        small, plan = pruners.prune(
-            dense,
-            example_inputs(dense),
-            **settings.share,
-            **{**settings.pruning, "metric": with_precision(metric, settings.device, settings.amp)},
-            batches=domains.batches(dense, self.split, batch_size=16, seed=settings.seed),
-            seed=settings.seed,
-        )
-        depgraph.save(small.cpu(), self.out / "pruned-only")
-        graph = depgraph.trace(dense, example_inputs(dense))
-        kinds = {g.name: g.kind for g in graph.groups}
-        kept = {name: len(plan.kept_units.get(name, range(n))) for name, n in plan.sizes.items()}
-        groups = [
-            {"name": name, "kind": kinds[name], "size": size, "kept": kept[name]}
-            for name, size in plan.sizes.items()
-        ]
-        return {"groups": groups, "macs_kept": plan.macs / graph.macs}
+        dense = self._load("dense").to(self.settings.device)
+        small, record = cut(dense, self.split, self.settings, self.fresh)
+        depgraph.save(small, self.out / "pruned-only")
+        return record
 
-    def result(self) -> dict[str, Any]:
+    def result(self, more: Mapping[str, Any]) -> dict[str, Any]:
         """Accuracies, sizes and speeds, as one row."""
         settings = self.settings
         names = {"dense": "dense", "pruned_only": "pruned-only", "pruned": "pruned"}
         seconds = {name: record["seconds"] for name, record in self.records.items()}
         start = time.perf_counter()
         models = {key: self._load(name) for key, name in names.items()}
-        accuracy = {key: self._accuracies(self._evaluate(model)) for key, model in models.items()}
+        measured_shares = {"dense": self.dense_accuracy()} | {
+            key: self._evaluate(models[key]) for key in ("pruned_only", "pruned")
+        }
+        accuracy = {key: self._accuracies(shares) for key, shares in measured_shares.items()}
         seconds["evaluate"] = time.perf_counter() - start
         timings = self._timings({key: models[key] for key in ("dense", "pruned")})
         row: dict[str, Any] = {
             "model": settings.model,
-            "metric": settings.pruning["metric"],
+            "metric": settings.control or settings.pruning["metric"],
             "ratio": settings.share.get("ratio"),
             "target": settings.share.get("target"),
             "target_domain": self.split.target,
@@ -223,10 +269,10 @@ class _Stages:
             }
         row["pruned_only"] = accuracy["pruned_only"]
         row["speedup"] = timings["pruned"].speedup
-        row["groups"] = self.records["pruned-only"]["groups"]
+        row |= {key: self.records["pruned-only"][key] for key in ("groups", "scores")}
         row["history"] = {key: self.records[key]["history"] for key in ("dense", "pruned")}
         row |= {"seconds": seconds, "seed": settings.seed, "settings": settings.plain()}
-        row |= environment()
+        row |= {**environment(), **more}
         write_json(self.out / "result.json", row)
         return row
 
@@ -240,8 +286,7 @@ class _Stages:
         )
 
     def _timings(self, models: dict[str, nn.Module]) -> dict[str, timing.Timing]:
-        if self.progress:
-            note(f"timing for about {self.settings.timing.seconds:g} s ...")
+        self.log(f"timing for about {self.settings.timing.seconds:g} s ...")
         shape = tuple(example_inputs(models["dense"]).shape[1:])
         return timing.compare(models, shape, self.settings.timing)
 

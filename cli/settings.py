@@ -7,9 +7,23 @@ from typing import Any
 
 import domains
 from domains import FinetuneSettings, timing
+from pruners._choices import check_choice
 
 _FREE = ("device", "num_workers", "cache_mib")
 """What of a recipe may change on a resume: it does not decide the result."""
+
+CONTROLS = {
+    "dense": "nothing is cut; trained on by the recipe of the pruned models",
+    "reinit": "a narrower model of the same cost: every group cut to the same share, its weights "
+    "drawn anew, trained by the recipe of the dense model for as many epochs as the dense and the "
+    "pruned model together",
+}
+"""What a sweep holds the metrics against, beside the metric `random`.
+
+References
+----------
+Liu et al., "Rethinking the Value of Network Pruning", ICLR 2019 (training from scratch as control).
+"""
 
 
 @dataclass(frozen=True)
@@ -30,6 +44,8 @@ class RunSettings:
         Divide the rate of `recovery` by the share of the MACs that is left.
     origin : dict
         What else decides the result: weights, arguments of the model, the split.
+    control : str, optional
+        One of `CONTROLS` in place of a cut by the metric, see `controlled`.
     distill : bool
         Learn from the dense model's outputs after pruning.
     timing : TimingSettings
@@ -44,6 +60,7 @@ class RunSettings:
     dense: FinetuneSettings | None
     recovery: FinetuneSettings | None
     origin: dict[str, Any] = field(default_factory=dict)
+    control: str | None = None
     distill: bool = False
     lr_by_share: bool = False
     timing: timing.TimingSettings = field(default_factory=timing.TimingSettings)
@@ -54,6 +71,25 @@ class RunSettings:
     def plain(self) -> dict[str, Any]:
         """All of it as plain data."""
         return asdict(self)
+
+
+def controlled(settings: RunSettings, control: str) -> RunSettings:
+    """The settings of a run turned into those of one of `CONTROLS`."""
+    check_choice("control", control, CONTROLS)
+    if control == "dense":
+        return replace(settings, control=control, share={"ratio": None})
+    trained = settings.dense, settings.recovery
+    epochs = sum(recipe.epochs for recipe in trained if recipe is not None)
+    recipe = settings.dense or settings.recovery
+    uniform = {"metric": "random", "scope": "uniform", "kinds": None, "compensate": False}
+    return replace(
+        settings,
+        control=control,
+        pruning={**settings.pruning, **uniform, "normalise": None, "per": None},
+        recovery=recipe and replace(recipe, epochs=epochs),
+        distill=False,
+        lr_by_share=False,
+    )
 
 
 def recovery_settings(recipe: str, share: float | None = None, **said: Any) -> FinetuneSettings:
@@ -69,15 +105,11 @@ def recovery_settings(recipe: str, share: float | None = None, **said: Any) -> F
         None for what was not said.
     """
     chosen = domains.RECIPES[recipe]
-    return _settings(chosen.settings if share is None else chosen.settings_for(share), said)
+    return adapted(chosen.settings if share is None else chosen.settings_for(share), **said)
 
 
-def dense_settings(**said: Any) -> FinetuneSettings:
-    """The recipe of the dense model, with what was said on the command line in its place."""
-    return _settings(FinetuneSettings(), said)
-
-
-def _settings(base: FinetuneSettings, said: dict[str, Any]) -> FinetuneSettings:
+def adapted(base: FinetuneSettings, **said: Any) -> FinetuneSettings:
+    """A recipe with what was said (None: nothing) in its place."""
     given = {name: value for name, value in said.items() if value is not None}
     epochs = given.get("epochs", base.epochs)
     given.setdefault("warmup_epochs", min(base.warmup_epochs, epochs / 4))

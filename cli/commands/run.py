@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,9 @@ from torch import nn
 
 import domains
 from cli.html import report_page
-from cli.models import check_classes, load_model
+from cli.models import check_classes
 from cli.options import (
+    BUDGETS,
     batch_size_option,
     budget,
     compute_options,
@@ -33,7 +36,8 @@ from cli.output import emit, percent, table, write_text
 from cli.pipeline import run_pipeline
 from cli.precision import half
 from cli.saved import load_saved
-from cli.settings import RunSettings, dense_settings, recovery_settings
+from cli.settings import RunSettings, adapted
+from cli.starts import TIMM, Start
 from domains import timing
 
 
@@ -58,14 +62,51 @@ from domains import timing
 @seed_option
 @compute_options
 @json_option
-def run(
+def run(out: Path, resume: bool, as_json: bool, data: Path, **options: Any) -> None:
+    """Fine-tune MODEL, prune it, fine-tune again; report accuracy on each domain, and speed.
+
+    Nothing of the --target domain is used before the last step measures on it.
+    """
+    budget(**{name: options[name] for name in BUDGETS})  # refused before the data is read
+    found = domains.load_domains(data, progress=not as_json)
+    job = make_job(found, **options)
+    result = run_pipeline(
+        job.model, job.split, job.settings, out, resume=resume, progress=not as_json
+    )
+    write_text(out / "report.html", report_page(result, found))
+    show(result, out, as_json)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the options of `run` come to.
+
+    Attributes
+    ----------
+    model : callable
+        Gives the model that training starts from.
+    fresh : callable, optional
+        Gives it with weights drawn anew; None where a saved model is started from.
+    split : Split
+    settings : RunSettings
+    """
+
+    model: Callable[[], nn.Module]
+    fresh: Callable[[], nn.Module] | None
+    split: domains.Split
+    settings: RunSettings
+
+
+def make_job(
+    found: domains.DomainData,
+    start: Start = TIMM,
+    *,
     model_name: str,
     pretrained: bool,
     weights: Path | None,
     img_size: int | None,
     num_classes: int | None,
     model_args: dict[str, Any],
-    data: Path,
     target: str,
     split_by: str,
     ratio: float | None,
@@ -93,39 +134,42 @@ def run(
     distill: bool | None,
     bench_batch_size: int,
     bench_seconds: float,
-    out: Path,
-    resume: bool,
     seed: int,
     device: str,
     amp: bool,
-    as_json: bool,
-) -> None:
-    """Fine-tune MODEL, prune it, fine-tune again; report accuracy on each domain, and speed.
+) -> Job:
+    """Turn the options of `run` into what is done: the one place that does, for `sweep` too.
 
-    Nothing of the --target domain is used before the last step measures on it.
+    Parameters
+    ----------
+    found : DomainData
+    start : Start
+        What models are named after, and the recipes where nothing is said.
+    **options
+        As `run` takes them, less the places of data and results.
     """
     share = budget(ratio, target_macs, target_params, target_latency)
     chosen_metric, chosen_kinds = metric_and_kinds(metric, kinds)
-    found = domains.load_domains(data, progress=not as_json)
     split = domains.leave_one_out(found, target, seed=seed, split_by=split_by)  # type: ignore[arg-type]
 
+    def load(pretrained: bool, weights: Path | None) -> nn.Module:
+        return start.load(
+            model_name,
+            pretrained=pretrained,
+            weights=weights,
+            img_size=img_size,
+            num_classes=len(found.classes) if num_classes is None else num_classes,
+            model_args=model_args,
+            seed=seed,
+        )
+
     def dense_model() -> nn.Module:
-        if dense is not None:
-            model = load_saved(dense)
-        else:
-            model = load_model(
-                model_name,
-                pretrained=pretrained,
-                weights=weights,
-                img_size=img_size,
-                num_classes=len(found.classes) if num_classes is None else num_classes,
-                model_args=model_args,
-                seed=seed,
-            )
-        check_classes(model, len(found.classes), data)
+        model = load(pretrained, weights) if dense is None else load_saved(dense)
+        check_classes(model, len(found.classes), found.root)
         return model
 
-    recipe = recipe or domains.default_recipe(compensated=compensate is not False)
+    by_name = recipe or domains.default_recipe(compensated=compensate is not False)
+    own = start.recovery if recipe is None else None
     said: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "device": device, "amp": amp}
     settings = RunSettings(
         model=model_name,
@@ -145,8 +189,10 @@ def run(
         },
         dense=None
         if dense is not None or dense_epochs == 0
-        else dense_settings(epochs=dense_epochs, lr=dense_lr, **said),
-        recovery=None if epochs == 0 else recovery_settings(recipe, epochs=epochs, lr=lr, **said),
+        else adapted(start.dense, epochs=dense_epochs, lr=dense_lr, **said),
+        recovery=None
+        if epochs == 0
+        else adapted(own or start.recovery_for(by_name), epochs=epochs, lr=lr, **said),
         origin={
             "pretrained": pretrained,
             "weights": None if weights is None else str(weights),
@@ -156,8 +202,8 @@ def run(
             "model_args": model_args,
             "split_by": split_by,
         },
-        distill=domains.RECIPES[recipe].distill if distill is None else distill,
-        lr_by_share=domains.RECIPES[recipe].by_share and lr is None,
+        distill=(own is None and domains.RECIPES[by_name].distill) if distill is None else distill,
+        lr_by_share=own is None and domains.RECIPES[by_name].by_share and lr is None,
         timing=timing.TimingSettings(
             batch_size=bench_batch_size,
             device=device,
@@ -168,9 +214,8 @@ def run(
         amp=amp,
         seed=seed,
     )
-    result = run_pipeline(dense_model, split, settings, out, resume=resume, progress=not as_json)
-    write_text(out / "report.html", report_page(result, found))
-    show(result, out, as_json)
+    saved = dense is not None or Path(model_name).is_dir()
+    return Job(dense_model, None if saved else lambda: load(False, None), split, settings)
 
 
 def show(result: dict[str, Any], out: Path, as_json: bool) -> None:

@@ -1,0 +1,57 @@
+"""What runs start from: timm's models and the project's recipes, or the embedded benchmark's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from torch import nn
+
+import domains
+from cli.models import load_model
+from domains import FinetuneSettings
+from pruners._choices import check_choice
+
+
+@dataclass(frozen=True)
+class Start:
+    """How models are made, and how they are trained where nothing else is said.
+
+    Attributes
+    ----------
+    load : callable
+        Arguments as of `cli.models.load_model`; gives the model.
+    dense : FinetuneSettings
+        Training before pruning.
+    recovery : FinetuneSettings, optional
+        Training after it; None: by ``--recipe``, or as suits the cut.
+    alike : tuple of str
+        Settings of `dense` that every recipe after pruning takes over.
+    """
+
+    load: Callable[..., nn.Module]
+    dense: FinetuneSettings = FinetuneSettings()  # noqa: RUF009  # frozen
+    recovery: FinetuneSettings | None = None
+    alike: tuple[str, ...] = ()
+
+    def recovery_for(self, recipe: str) -> FinetuneSettings:
+        """The settings of one of `domains.RECIPES`, as they suit this data."""
+        own = {name: value for name, value in asdict(self.dense).items() if name in self.alike}
+        return replace(domains.RECIPES[recipe].settings, **own)
+
+
+def _digits_model(name: str, *, seed: int = 0, **said: Any) -> nn.Module:
+    check_choice("digits model", name, domains.DIGITS_MODELS)
+    return domains.digits_model(name, seed=seed)
+
+
+TIMM = Start(load_model)
+
+DIGITS = Start(
+    _digits_model,
+    domains.DIGITS_RECIPE,
+    domains.DIGITS_RECOVERY,
+    ("batch_size", "smoothing", "hflip", "crop_scale", "crop_ratio", "color_jitter", "grayscale"),
+)
+"""Models from nothing, by the names of `domains.DIGITS_MODELS`."""
