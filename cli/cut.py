@@ -99,7 +99,9 @@ def _histograms(
     for name, values in scores.items():
         stays = torch.zeros(len(values), dtype=torch.bool)
         stays[torch.as_tensor(plan.kept_units.get(name, range(len(values))), dtype=torch.long)] = 1
-        for chosen, mask in zip(parts.setdefault(kinds[name], ([], [])), (stays, ~stays), strict=True):
+        for chosen, mask in zip(
+            parts.setdefault(kinds[name], ([], [])), (stays, ~stays), strict=True
+        ):
             chosen.append(values.detach().cpu().double()[mask])
     out = {}
     for kind, (kept, removed) in parts.items():
@@ -109,7 +111,9 @@ def _histograms(
             continue
         low = float(positive.min())
         powers = [torch.cat(side).clamp_min(low).log10() for side in (kept, removed)]
-        edges = torch.linspace(*(float(f(torch.cat(powers))) for f in (torch.min, torch.max)), BINS + 1)
+        edges = torch.linspace(
+            *(float(f(torch.cat(powers))) for f in (torch.min, torch.max)), BINS + 1
+        )
         inner = edges[1:-1].double()
         counts = [torch.bucketize(side, inner).bincount(minlength=BINS).tolist() for side in powers]
         out[kind] = {"log10": [round(float(e), 4) for e in edges], "kept": counts[0]}

@@ -1,4 +1,4 @@
-"""What runs start from: timm's models and the project's recipes, or the embedded benchmark's own."""
+"""What runs start from: timm's models and the project's recipes, or the digits' own."""
 
 from __future__ import annotations
 

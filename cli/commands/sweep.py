@@ -50,9 +50,10 @@ def sweep(
 ) -> None:
     """Do all runs that FILE asks for, each as `run` would; what is done is not done again.
 
-    FILE is TOML: data, models, metrics, budgets (ratios, target_macs, target_params), targets,
-    seeds, controls, and any option of `run` by its name, as one value or a list of them. Dense
-    models are trained once and shared. A run that fails is kept with its error; the others go on.
+    FILE is TOML: data, models, metrics (or "all"), budgets (ratios, target_macs, target_params),
+    targets, seeds, controls, and any option of `run` by its name, as one value or a list of them.
+    Dense models are trained once and shared. A run that fails is kept with its error, and does not
+    stop the others.
     """
     began = time.perf_counter()
     if workers is not None and address is not None:

@@ -16,6 +16,7 @@ from cli.options import BUDGETS
 from cli.settings import CONTROLS
 from cli.sweeps.options import is_list, run_options
 from depgraph import DepgraphError
+from pruners import METRICS
 from pruners._choices import check_choice
 
 _PLURALS = {
@@ -188,7 +189,9 @@ def _model(path: Path, entry: Any) -> dict[str, Any]:
         raise DepgraphError(f"'{path}': a model is a name, or a table with a name, not {entry!r}")
     known = [name for name in run_options() if name not in ("model_name", "target", "seed")]
     for key in options:
-        check_choice(f"key of model '{options['name']}' in '{path}':", key, ["name", "label", *known])
+        check_choice(
+            f"key of model '{options['name']}' in '{path}':", key, ["name", "label", *known]
+        )
     return {"model_name" if key == "name" else key: value for key, value in options.items()}
 
 
@@ -201,6 +204,8 @@ def _axes(path: Path, said: Mapping[str, Any]) -> Iterator[tuple[str, tuple[Any,
             is_list(name) and not any(isinstance(item, list) for item in value)
         )
         values = (value,) if one else tuple(value)
+        if name == "metric" and values == ("all",):
+            values = tuple(METRICS)
         if not values:
             raise DepgraphError(f"'{path}': {name} is an empty list; leave it out")
         if name in BUDGETS:

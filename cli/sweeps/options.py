@@ -1,6 +1,6 @@
 """Options of `run` by their names in a file: turned into its own command line, and checked by it.
 
-Whatever option `run` has or will have is so an option of a sweep, with the same checks and defaults.
+So whatever option `run` has is an option of a sweep, with the same checks and defaults.
 """
 
 from __future__ import annotations

@@ -1,13 +1,12 @@
-"""One dense model or one run of a sweep, in whatever process: begun once, resumed, kept if it fails.
+"""One dense model or one run of a sweep, in whatever process: resumed, and kept if it fails.
 
-A directory is finished when it holds ``done``; what failed holds ``error.txt``. Only one process at a
-time works in it, so that a sweep that is started twice does nothing twice.
+A directory is finished when it holds ``done``; what failed holds ``error.txt``. Only one process
+at a time works in it, so that a sweep that is started twice does nothing twice.
 """
 
 from __future__ import annotations
 
 import functools
-import json
 import shutil
 import traceback
 from collections.abc import Callable
@@ -15,7 +14,6 @@ from contextlib import redirect_stderr
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import torch
 from filelock import FileLock
@@ -188,7 +186,9 @@ def _attempt(out: Path, name: str, threads: int | None, work: Callable[[], None]
 
 
 def _write_config(place: Place, cell: Cell, out: Path) -> None:
-    write_json(out / "config.json", {**asdict(cell), "arguments": ["run", *arguments(cell.options)]})
+    write_json(
+        out / "config.json", {**asdict(cell), "arguments": ["run", *arguments(cell.options)]}
+    )
 
 
 def _timed_note(text: str) -> None:
@@ -213,5 +213,3 @@ def thinned(found: DomainData) -> DomainData:
             for domain, samples in found.samples.items()
         },
     )
-
-
