@@ -13,43 +13,18 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from cli.drawing import INK, STYLE, WIDTH, svg
 from domains import DomainData
-
-INK = "#7d8590"
-WIDTH = 4.8
-"""Inches: narrow, so that letters are large enough where a phone shows all of a figure."""
 
 COLOURS = {"dense": "#4c8dd6", "pruned_only": "#b6a36a", "pruned": "#3fa66a"}
 NAMES = {"dense": "dense", "pruned_only": "pruned, not trained", "pruned": "pruned, fine-tuned"}
-
-_STYLE: dict[Any, Any] = {
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "depgraph-prune",
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
-
-
-def _svg(figure: Figure, says: str) -> str:
-    buffer = io.StringIO()
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    figure.savefig(buffer, format="svg", transparent=True, bbox_inches="tight", metadata=nothing)
-    text = buffer.getvalue()
-    return f'<svg role="img" aria-label="{says}"' + text[text.index("<svg") + 4 :]
 
 
 def accuracy_bars(result: dict[str, Any]) -> str:
     """Accuracy per domain: dense, right after pruning, and fine-tuned again."""
     target = result["target_domain"]
     names = list(result["dense"]["accuracy"])
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 2.6))
         axes = figure.add_subplot()
         for i, (key, colour) in enumerate(COLOURS.items()):
@@ -70,7 +45,7 @@ def accuracy_bars(result: dict[str, Any]) -> str:
             columnspacing=1.0,
             handlelength=1.2,
         )
-        return _svg(figure, "Accuracy on each domain, dense and pruned")
+        return svg(figure, "Accuracy on each domain, dense and pruned")
 
 
 def kept_map(result: dict[str, Any]) -> str:
@@ -81,7 +56,7 @@ def kept_map(result: dict[str, Any]) -> str:
         found = re.search(r"\.(\d+)(?:\.|$)", group["name"])
         place = f"block {found[1]}" if found else "whole network"
         places.setdefault(place, {})[group["kind"]] = group["kept"] / group["size"]
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 0.6 + 0.24 * len(places)))
         axes = figure.add_subplot()
         for y, shares in enumerate(places.values()):
@@ -98,12 +73,12 @@ def kept_map(result: dict[str, Any]) -> str:
         axes.tick_params(length=0)
         for spine in axes.spines.values():
             spine.set_visible(False)
-        return _svg(figure, "Share of units kept in each block, by kind")
+        return svg(figure, "Share of units kept in each block, by kind")
 
 
 def latency_bars(result: dict[str, Any]) -> str:
     """Median latency and its spread, dense beside pruned."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 1.3))
         axes = figure.add_subplot()
         timings = [result[key]["timing"] for key in ("dense", "pruned")]
@@ -123,7 +98,7 @@ def latency_bars(result: dict[str, Any]) -> str:
         ends = [t["latency_ms"] + t["latency_iqr_ms"] / 2 for t in timings]
         axes.set_xlim(0, 1.2 * max(ends))
         axes.set_xlabel("ms a batch, median and interquartile range")
-        return _svg(figure, "Latency of the dense and the pruned model")
+        return svg(figure, "Latency of the dense and the pruned model")
 
 
 def training_curves(result: dict[str, Any]) -> str | None:
@@ -131,7 +106,7 @@ def training_curves(result: dict[str, Any]) -> str | None:
     histories = {name: rows for name, rows in result["history"].items() if rows}
     if not histories:
         return None
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 2.2))
         axes = figure.add_subplot()
         for name, rows in histories.items():
@@ -142,7 +117,7 @@ def training_curves(result: dict[str, Any]) -> str | None:
         axes.set_ylabel("validation accuracy, %")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(frameon=False)
-        return _svg(figure, "Validation accuracy over epochs")
+        return svg(figure, "Validation accuracy over epochs")
 
 
 def sample_images(data: DomainData, count: int = 8, side: int = 64) -> dict[str, list[str]]:

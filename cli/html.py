@@ -12,7 +12,8 @@ from cli.output import percent
 from domains import DomainData
 
 
-def _environment() -> Environment:
+def html_environment() -> Environment:
+    """Templates of the package, with filters for numbers."""
     environment = Environment(
         loader=PackageLoader("cli"), autoescape=select_autoescape(["j2", "html"])
     )
@@ -38,7 +39,7 @@ def report_page(result: dict[str, Any], data: DomainData) -> str:
         HTML that needs no other file and no network.
     """
     return (
-        _environment()
+        html_environment()
         .get_template("report.html.j2")
         .render(
             result=result,
@@ -54,4 +55,4 @@ def report_page(result: dict[str, Any], data: DomainData) -> str:
 
 def inspect_page(result: dict[str, Any]) -> str:
     """The page of a model's groups and their members."""
-    return _environment().get_template("inspect.html.j2").render(result=result)
+    return html_environment().get_template("inspect.html.j2").render(result=result)

@@ -15,6 +15,7 @@ from cli.commands.evaluate import evaluate
 from cli.commands.finetune import finetune
 from cli.commands.inspect import inspect
 from cli.commands.prune import prune
+from cli.commands.report import report
 from cli.commands.run import run
 from cli.commands.sweep import sweep
 from cli.failures import FAILURES, sentence
@@ -51,7 +52,7 @@ def program(debug: bool) -> None:
     """Prune vision transformers by their dependency graph, and judge them on an unseen domain."""
 
 
-for command in (demo, inspect, prune, finetune, evaluate, bench, run, sweep):
+for command in (demo, inspect, prune, finetune, evaluate, bench, run, sweep, report):
     program.add_command(command)
 
 
