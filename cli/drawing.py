@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -13,6 +14,7 @@ WIDTH = 4.8
 
 STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
     "font.size": 10,
     "svg.fonttype": "none",
     "svg.hashsalt": "depgraph-prune",
@@ -32,4 +34,5 @@ def svg(figure: Figure, says: str) -> str:
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(buffer, format="svg", transparent=True, bbox_inches="tight", metadata=nothing)
     text = buffer.getvalue()
-    return f'<svg role="img" aria-label="{says}"' + text[text.index("<svg") + 4 :]
+    body = re.sub(r"(\.\d\d)\d+", r"\1", re.sub(r"\s*\n\s*", " ", text[text.index("<svg") + 4 :]))
+    return f'<svg role="img" aria-label="{says}"{body}'

@@ -22,7 +22,9 @@ FAILURES = (
 def sentence(error: BaseException) -> str:
     """What went wrong, in one sentence."""
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted; what was finished is kept, and --resume continues from there"
+        return (
+            "interrupted; what was finished is kept: sweep goes on there, the others with --resume"
+        )
     if isinstance(error, DepgraphError):
         return str(error)
     if isinstance(error, OSError) and error.strerror:

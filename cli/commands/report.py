@@ -68,10 +68,9 @@ def _plain(part: Line) -> dict[str, object]:
 
 def _row(part: Line) -> list[str]:
     kind, values = part.kind, part.values
-    metric = f"{kind.metric} ({kind.variant})" if kind.variant else kind.metric
     shown = [_text(values[name]) for name in ("source", "unseen", "unseen_drop")]
     speed = f"{values['speedup'].value:.2f}x"
-    return [kind.model, metric, kind.budget_says, *shown, speed, str(part.runs)]
+    return [kind.model, kind.metric_says, kind.budget_says, *shown, speed, str(part.runs)]
 
 
 def _text(mean: Mean) -> str:

@@ -45,6 +45,12 @@ class Kind:
     variant: str = ""
 
     @property
+    def metric_says(self) -> str:
+        """The metric or control for people, with the variant."""
+        name = "dense, trained on" if self.metric == "dense" else self.metric
+        return f"{name} ({self.variant})" if self.variant else name
+
+    @property
     def budget_says(self) -> str:
         """The budget for people."""
         name, share = self.budget

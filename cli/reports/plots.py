@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -39,12 +38,6 @@ _LEGEND: dict[str, Any] = {
     "columnspacing": 1.0,
     "handlelength": 1.2,
 }
-_KEPT = LinearSegmentedColormap.from_list("kept", ["#7d859022", "#3fa66a"])
-
-
-def names_of(kinds: Sequence[Kind]) -> dict[Kind, str]:
-    """What each kind is called in a legend: metric, and variant where there is one."""
-    return {kind: " ".join(filter(None, (kind.metric, kind.variant))) for kind in kinds}
 
 
 def palette(names: Sequence[str]) -> dict[str, str]:
@@ -81,8 +74,11 @@ def pareto(lines: Sequence[Line], cost: str, says: str, colours: Mapping[str, st
     colours : mapping of str to str
         By name, see `palette`.
     """
-    names = names_of([line.kind for line in lines])
-    scale = 1e6 if cost == "macs" else 1.0
+    names = {line.kind: line.kind.metric_says for line in lines}
+    prefix, scale = ("", 1.0) if cost != "macs" else ("M", 1e6)
+    if cost == "macs" and max(line.values[cost].value for line in lines) > 1e9:
+        prefix, scale = "G", 1e9
+    says = f"{prefix}{says}"
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 3.0))
         axes = figure.add_subplot()
@@ -129,7 +125,7 @@ def pareto(lines: Sequence[Line], cost: str, says: str, colours: Mapping[str, st
 
 def domain_bars(results: Mapping[Kind, Sequence[Result]], colours: Mapping[str, str]) -> str:
     """Accuracy on each domain when it is the unseen one, dense and by metric."""
-    names = names_of(list(results))
+    names = {kind: kind.metric_says for kind in results}
     rows = [row for part in results.values() for row in part]
     targets = sorted({row["target_domain"] for row in rows})
     bars = {"dense": _by_target(rows, "dense")}
@@ -144,7 +140,7 @@ def domain_bars(results: Mapping[Kind, Sequence[Result]], colours: Mapping[str, 
                 [x + (i - (len(bars) - 1) / 2) * width for x, _ in there],
                 [share for _, share in there],
                 0.9 * width,
-                color=INK if name == "dense" and name not in colours else colours[name],
+                color=colours.get(name, INK),
                 label=name,
             )
         axes.set_xticks(range(len(targets)), targets)
@@ -160,37 +156,35 @@ def _by_target(rows: Sequence[Result], which: str) -> dict[str, float]:
     return {target: statistics.fmean(values) for target, values in shares.items()}
 
 
-def kept_maps(results: Mapping[Kind, Sequence[Result]]) -> str | None:
-    """Share of units kept, block by block and by metric: one panel for each kind of group."""
-    names = names_of(list(results))
+def kept_tables(results: Mapping[Kind, Sequence[Result]]) -> list[dict[str, Any]]:
+    """Per cent of the units kept, block by block and by metric: a table for each kind of group.
+
+    Returns
+    -------
+    list of dict
+        ``"kind"``, ``"metrics"`` and ``"rows"``: (place, one number or None for each metric).
+    """
+    names = {kind: kind.metric_says for kind in results}
     shares: dict[str, dict[str, dict[str, float]]] = {}  # kind of group, place, metric
     for kind, rows in results.items():
         for (group_kind, place), share in _kept(rows).items():
-            shares.setdefault(group_kind, {}).setdefault(place, {})[names[kind]] = share
-    if not shares:
-        return None
-    columns = list(names.values())
-    heights = [len(places) for places in shares.values()]
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 0.5 * len(heights) + 0.21 * sum(heights) + 0.5))
-        panels = figure.subplots(
-            len(heights), 1, squeeze=False, gridspec_kw={"height_ratios": heights, "hspace": 0.35}
-        )
-        for axes, (group_kind, places) in zip(panels[:, 0], shares.items(), strict=True):
-            grid = [[row.get(name, float("nan")) for name in columns] for row in places.values()]
-            axes.imshow(grid, aspect="auto", vmin=0, vmax=1, cmap=_KEPT)
-            for y, row in enumerate(grid):
-                for x, share in enumerate(row):
-                    if share == share:
-                        text = f"{100 * share:.0f}"
-                        axes.text(x, y, text, ha="center", va="center", fontsize=7.5)
-            axes.set_yticks(range(len(places)), list(places), fontsize=8)
-            axes.set_xticks(range(len(columns)), [])
-            axes.set_title(group_kind, fontsize=9, loc="left", pad=3)
-            axes.tick_params(length=0)
-            axes.spines[:].set_visible(False)
-        panels[-1, 0].set_xticks(range(len(columns)), columns, rotation=35, ha="right", fontsize=8)
-        return svg(figure, "Per cent of the units kept in each block, by metric")
+            shares.setdefault(group_kind, {}).setdefault(place, {})[names[kind]] = 100 * share
+    metrics = list(names.values())
+    return [
+        {
+            "kind": group_kind,
+            "metrics": metrics,
+            "rows": [
+                (place, [row.get(name) for name in metrics])
+                for place, row in sorted(places.items(), key=lambda item: _number(item[0]))
+            ],
+        }
+        for group_kind, places in shares.items()
+    ]
+
+
+def _number(place: str) -> int:
+    return int("".join(filter(str.isdigit, place)) or -1)
 
 
 def _kept(rows: Sequence[Result]) -> dict[tuple[str, str], float]:
@@ -206,7 +200,7 @@ def _kept(rows: Sequence[Result]) -> dict[tuple[str, str], float]:
 
 def score_histograms(results: Mapping[Kind, Sequence[Result]]) -> str | None:
     """Distributions of the scores in one run of each metric: what stays, and what goes."""
-    names = names_of(list(results))
+    names = {kind: kind.metric_says for kind in results}
     rows = {
         names[kind]: next((row["scores"] for row in part if row.get("scores")), None)
         for kind, part in results.items()
@@ -240,7 +234,7 @@ def _histogram(axes: Any, bins: Mapping[str, Sequence[float]]) -> None:
 
 def curves(results: Mapping[Kind, Sequence[Result]], colours: Mapping[str, str]) -> str | None:
     """Validation accuracy over the epochs after pruning, averaged over seeds and unseen domains."""
-    names = names_of(list(results))
+    names = {kind: kind.metric_says for kind in results}
     averaged = {names[kind]: _mean_curve(rows) for kind, rows in results.items()}
     shown = {name: curve for name, curve in averaged.items() if curve}
     if not shown:
@@ -252,7 +246,9 @@ def curves(results: Mapping[Kind, Sequence[Result]], colours: Mapping[str, str])
             axes.plot(*zip(*curve, strict=True), marker=".", color=colours[name], label=name)
         axes.set_xlabel("epoch after pruning")
         axes.set_ylabel("sources, validation, %")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        last = max(epoch for curve in shown.values() for epoch, _ in curve)
+        axes.set_xlim(0.7, last + 0.3)
         axes.legend(**_LEGEND)
         return svg(figure, "Validation accuracy over the epochs after pruning")
 

@@ -124,8 +124,8 @@ def _rows(found: Found) -> list[Result]:
 
 def _sections(found: Found, part: Part) -> list[dict[str, Any]]:
     """The plots of each model."""
-    names = plots.names_of([line.kind for line in part.lines])
-    colours = plots.palette(list(names.values()))
+    names = [line.kind.metric_says for line in part.lines]
+    colours = plots.palette(names)
     out = []
     for model in dict.fromkeys(line.kind.model for line in part.lines):
         lines = [line for line in part.lines if line.kind.model == model]
@@ -140,17 +140,18 @@ def _sections(found: Found, part: Part) -> list[dict[str, Any]]:
                 "data": part.title,
                 "pareto": [
                     plots.pareto(lines, cost, says, colours)
-                    for cost, says in (("macs", "MACs, millions"), ("latency_ms", "latency, ms"))
+                    for cost, says in (("macs", "MACs"), ("latency_ms", "latency, ms"))
                 ],
                 "budgets": [
                     {
                         "title": next(iter(results)).budget_says,
                         "bars": plots.domain_bars(results, colours),
-                        "kept": plots.kept_maps(results),
-                        "scores": plots.score_histograms(results),
+                        "kept": plots.kept_tables(results),
+                        # At other budgets it is the same scores, cut elsewhere.
+                        "scores": None if i else plots.score_histograms(results),
                         "curves": plots.curves(results, colours),
                     }
-                    for results in budgets.values()
+                    for i, results in enumerate(budgets.values())
                 ],
             }
         )
@@ -158,12 +159,12 @@ def _sections(found: Found, part: Part) -> list[dict[str, Any]]:
 
 
 def _plain(mean: Mean, digits: int = 1, sign: str = "") -> str:
-    text = f"{mean.value:{sign}.{digits}f}".replace("-", "−")
+    text = f"{mean.value:{sign}z.{digits}f}".replace("-", "−")
     return text if mean.error is None else f"{text} ± {mean.error:.{digits}f}"
 
 
 def _math(mean: Mean, digits: int = 1, sign: str = "") -> str:
-    text = f"{mean.value:{sign}.{digits}f}"
+    text = f"{mean.value:{sign}z.{digits}f}"
     return f"${text}$" if mean.error is None else f"${text} \\pm {mean.error:.{digits}f}$"
 
 
