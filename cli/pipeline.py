@@ -22,6 +22,7 @@ from cli.models import example_inputs
 from cli.output import environment, note, write_json
 from cli.precision import with_precision
 from cli.settings import RunSettings, deciding
+from cli.tracking import tracked
 from depgraph import DepgraphError
 from domains import FinetuneSettings, Split, timing
 
@@ -34,6 +35,7 @@ def run_pipeline(
     *,
     resume: bool = False,
     progress: bool = True,
+    track: str | None = None,
 ) -> dict[str, Any]:
     """Fine-tune, prune, fine-tune again, evaluate and time.
 
@@ -50,6 +52,8 @@ def run_pipeline(
         Take finished stages as they are, and continue an unfinished one.
     progress : bool
         Bars on standard error.
+    track : str or None
+        One of `cli.tracking.TRACKERS`, to log the epochs of both trainings to.
 
     Returns
     -------
@@ -65,7 +69,7 @@ def run_pipeline(
         raise DepgraphError(
             f"'{out}' is not empty; choose another --out, or continue it with --resume"
         )
-    stages = _Stages(model, split, settings, out, progress)
+    stages = _Stages(model, split, settings, out, progress, track)
     stages.dense()
     stages.pruned()
     stages.recovered()
@@ -80,12 +84,14 @@ class _Stages:
         settings: RunSettings,
         out: Path,
         progress: bool,
+        track: str | None,
     ) -> None:
         self.model = model
         self.split = split
         self.settings = settings
         self.out = out
         self.progress = progress
+        self.track = track
         self.records: dict[str, dict[str, Any]] = {}
 
     def _stage(
@@ -131,15 +137,18 @@ class _Stages:
         if recipe is None:
             depgraph.save(model.eval(), self.out / name)
             return {"history": []}
-        trained = domains.finetune(
-            model,
-            self.split,
-            recipe,
-            self.out / f"{name}-training",
-            resume=True,
-            progress=self.progress,
-            teacher=teacher,
-        )
+        stage = "dense" if name == "dense" else "recovery"
+        with tracked(self.track, self.out, stage, self._protocol() | asdict(recipe)) as on_epoch:
+            trained = domains.finetune(
+                model,
+                self.split,
+                recipe,
+                self.out / f"{name}-training",
+                resume=True,
+                progress=self.progress,
+                teacher=teacher,
+                on_epoch=on_epoch,
+            )
         depgraph.save(model.eval(), self.out / name)
         return {"history": list(trained.history), "best_epoch": trained.best_epoch}
 

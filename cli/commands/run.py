@@ -27,6 +27,7 @@ from cli.options import (
     seed_option,
     split_option,
     target_option,
+    track_option,
     training_options,
 )
 from cli.output import emit, percent, table, write_text
@@ -55,6 +56,7 @@ from domains import timing
 @seconds_option(10.0)
 @out_option
 @resume_option
+@track_option
 @seed_option
 @compute_options
 @json_option
@@ -95,6 +97,7 @@ def run(
     bench_seconds: float,
     out: Path,
     resume: bool,
+    track: str | None,
     seed: int,
     device: str,
     amp: bool,
@@ -168,7 +171,9 @@ def run(
         amp=amp,
         seed=seed,
     )
-    result = run_pipeline(dense_model, split, settings, out, resume=resume, progress=not as_json)
+    result = run_pipeline(
+        dense_model, split, settings, out, resume=resume, progress=not as_json, track=track
+    )
     write_text(out / "report.html", report_page(result, found))
     show(result, out, as_json)
 
