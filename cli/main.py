@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from cli.commands.bench import bench
+from cli.commands.data import data
 from cli.commands.demo import demo
 from cli.commands.evaluate import evaluate
 from cli.commands.finetune import finetune
@@ -52,7 +53,10 @@ def program(debug: bool) -> None:
     """Prune vision transformers by their dependency graph, and judge them on an unseen domain."""
 
 
-for command in (demo, inspect, prune, finetune, evaluate, bench, run, sweep, report):
+for command in (
+    *(demo, inspect, prune, finetune, evaluate, bench, run),
+    *(sweep, report, data),
+):
     program.add_command(command)
 
 

@@ -12,6 +12,7 @@ import torch
 from accelerate.utils import convert_file_size_to_int
 
 import domains
+from cli.tracking import TRACKERS, available_tracker
 from pruners import METRICS, make_metric
 from pruners._choices import AUTO, NORMALISATIONS
 from pruners.allocation import PER, SCOPES
@@ -120,6 +121,12 @@ split_option = click.option(
 )
 out_option = click.option(
     "--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Directory."
+)
+track_option = click.option(
+    "--track",
+    type=click.Choice(TRACKERS),
+    callback=available_tracker,
+    help="Log each epoch there too; files go under tracking/ in the output directory.",
 )
 resume_option = click.option("--resume", is_flag=True, help="Continue what an earlier call began.")
 

@@ -30,6 +30,7 @@ from cli.options import (
     seed_option,
     split_option,
     target_option,
+    track_option,
     training_options,
 )
 from cli.output import emit, percent, table, write_text
@@ -59,10 +60,13 @@ from domains import timing
 @seconds_option(10.0)
 @out_option
 @resume_option
+@track_option
 @seed_option
 @compute_options
 @json_option
-def run(out: Path, resume: bool, as_json: bool, data: Path, **options: Any) -> None:
+def run(
+    out: Path, resume: bool, track: str | None, as_json: bool, data: Path, **options: Any
+) -> None:
     """Fine-tune MODEL, prune it, fine-tune again; report accuracy on each domain, and speed.
 
     Nothing of the --target domain is used before the last step measures on it.
@@ -71,7 +75,13 @@ def run(out: Path, resume: bool, as_json: bool, data: Path, **options: Any) -> N
     found = domains.load_domains(data, progress=not as_json)
     job = make_job(found, **options)
     result = run_pipeline(
-        job.model, job.split, job.settings, out, resume=resume, progress=not as_json
+        job.model,
+        job.split,
+        job.settings,
+        out,
+        resume=resume,
+        progress=not as_json,
+        track=track,
     )
     write_text(out / "report.html", report_page(result, found))
     show(result, out, as_json)
