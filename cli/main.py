@@ -15,6 +15,7 @@ from cli.commands.demo import demo
 from cli.commands.evaluate import evaluate
 from cli.commands.finetune import finetune
 from cli.commands.inspect import inspect
+from cli.commands.metrics import metrics
 from cli.commands.prune import prune
 from cli.commands.run import run
 from depgraph import DepgraphError
@@ -78,7 +79,7 @@ def program(debug: bool) -> None:
     """Prune vision transformers by their dependency graph, and judge them on an unseen domain."""
 
 
-for command in (demo, inspect, prune, finetune, evaluate, bench, run):
+for command in (demo, inspect, metrics, prune, finetune, evaluate, bench, run):
     program.add_command(command)
 
 
