@@ -12,7 +12,7 @@ import torch
 from accelerate.utils import convert_file_size_to_int
 
 import domains
-from pruners import METRICS, make_metric
+from pruners import COMBINATIONS, METRICS, make_metric
 from pruners._choices import AUTO, NORMALISATIONS
 from pruners.allocation import PER, SCOPES
 
@@ -248,6 +248,12 @@ pruning_options = _combined(
     ),
     click.option(
         "--num-samples", type=click.IntRange(1), help="Samples to score with  [64; obs: 256]."
+    ),
+    click.option(
+        "--across-domains",
+        type=click.Choice(COMBINATIONS),
+        help="Score each source domain apart, and count less what only some of them use  [all "
+        "domains together].",
     ),
     click.option(
         "--compensate/--no-compensate",

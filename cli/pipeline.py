@@ -18,6 +18,7 @@ from torch import nn
 import depgraph
 import domains
 import pruners
+from cli.across import across_domains
 from cli.models import example_inputs
 from cli.output import environment, note, write_json
 from cli.precision import with_precision
@@ -151,7 +152,13 @@ class _Stages:
 
     def pruned(self) -> None:
         """The sliced model, before any training."""
-        made_with = {**self._protocol(), **self.settings.share, **self.settings.pruning}
+        across = self.settings.across_domains
+        made_with = {
+            **self._protocol(),
+            **self.settings.share,
+            **self.settings.pruning,
+            **({} if across is None else {"across_domains": across}),
+        }
         self._stage("pruned-only", made_with, self._prune)
 
     def recovered(self) -> None:
@@ -178,11 +185,19 @@ class _Stages:
         settings = self.settings
         dense = self._load("dense").to(settings.device)
         metric = pruners.make_metric(settings.pruning["metric"], seed=settings.seed)
+        metric = across_domains(
+            with_precision(metric, settings.device, settings.amp),
+            settings.across_domains,
+            dense,
+            self.split,
+            num_samples=settings.pruning.get("num_samples"),
+            seed=settings.seed,
+        )
         small, plan = pruners.prune(
             dense,
             example_inputs(dense),
             **settings.share,
-            **{**settings.pruning, "metric": with_precision(metric, settings.device, settings.amp)},
+            **{**settings.pruning, "metric": metric},
             batches=domains.batches(dense, self.split, batch_size=16, seed=settings.seed),
             seed=settings.seed,
         )
@@ -209,6 +224,7 @@ class _Stages:
         row: dict[str, Any] = {
             "model": settings.model,
             "metric": settings.pruning["metric"],
+            "across_domains": settings.across_domains,
             "ratio": settings.share.get("ratio"),
             "target": settings.share.get("target"),
             "target_domain": self.split.target,

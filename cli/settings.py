@@ -33,6 +33,8 @@ class RunSettings:
     distill : bool
         Learn from the dense model's outputs after pruning.
     timing : TimingSettings
+    across_domains : str or None
+        How importance is combined over source domains; None: of all images together.
     device : str
     amp : bool
     seed : int
@@ -47,6 +49,7 @@ class RunSettings:
     distill: bool = False
     lr_by_share: bool = False
     timing: timing.TimingSettings = field(default_factory=timing.TimingSettings)
+    across_domains: str | None = None
     device: str = "cpu"
     amp: bool = False
     seed: int = 0

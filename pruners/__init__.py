@@ -3,6 +3,7 @@
 from pruners._units import reduce_others, sum_over_members
 from pruners.activation import FLAP, Wanda
 from pruners.allocation import allocate
+from pruners.domain_aware import COMBINATIONS, DomainAware
 from pruners.fisher import Fisher, GaussNewton, Hessian, Taylor2
 from pruners.geometric_median import FPGM
 from pruners.gradient import Taylor
@@ -23,12 +24,14 @@ for _metric in (
     register(_metric)
 
 __all__ = [
+    "COMBINATIONS",
     "FLAP",
     "FPGM",
     "L1",
     "L2",
     "METRICS",
     "OBS",
+    "DomainAware",
     "Fisher",
     "GaussNewton",
     "Hessian",

@@ -145,7 +145,7 @@ def with_defaults(
     if ratio is None and target is None:
         ratio = 0.5
     if normalise is None:
-        normalise = getattr(scorer, "normalise", "none" if additive else "mean")
+        normalise = getattr(scorer, "normalise", None) or ("none" if additive else "mean")
     if per is None:
         by_cost = additive and normalise == "none" and scope == "global"
         per = ("params" if "params" in (target or {}) else "macs") if by_cost else "unit"

@@ -9,6 +9,7 @@ import click
 from torch import nn
 
 import domains
+from cli.across import check_across
 from cli.html import report_page
 from cli.models import check_classes, load_model
 from cli.options import (
@@ -81,6 +82,7 @@ def run(
     normalise: str | None,
     per: str | None,
     num_samples: int | None,
+    across_domains: str | None,
     compensate: bool | None,
     num_calibration: int | None,
     epochs: int | None,
@@ -108,6 +110,7 @@ def run(
     chosen_metric, chosen_kinds = metric_and_kinds(metric, kinds)
     found = domains.load_domains(data, progress=not as_json)
     split = domains.leave_one_out(found, target, seed=seed, split_by=split_by)  # type: ignore[arg-type]
+    check_across(across_domains, chosen_metric, split.sources)
 
     def dense_model() -> nn.Module:
         if dense is not None:
@@ -164,6 +167,7 @@ def run(
             amp=half(amp, device),
             seconds=bench_seconds,
         ),
+        across_domains=across_domains,
         device=device,
         amp=amp,
         seed=seed,
