@@ -30,13 +30,13 @@ def check_across(how: str | None, metric: str, sources: Sequence[str] | None) ->
     """
     if how is None:
         return
-    if sources is None:
-        raise click.UsageError("--across-domains looks at images; say where with --data")
     if not pruners.make_metric(metric).needs_data:
         raise click.UsageError(
             f"--across-domains needs a metric that looks at images, which '{metric}' does not; "
             "`depgraph-prune metrics` lists those that do"
         )
+    if sources is None:
+        raise click.UsageError("--across-domains looks at images; say where with --data")
     if len(sources) < 2:
         raise click.UsageError("--across-domains needs two source domains at least")
 

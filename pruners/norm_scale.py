@@ -73,13 +73,15 @@ def scales_of(graph: DependencyGraph) -> set[str]:
     set of str
     """
     names = {node: n for n, node in graph.traced.tensors.items() if n in graph.traced.parameters}
+    active = set(graph.traced.inputs)
     operands: list[fx.Node | None] = []
     for node in graph.traced.nodes:
-        if node.op != "call_function":
-            continue
+        if active.isdisjoint(node.all_input_nodes):
+            continue  # computed from parameters alone
+        active.add(node)
         op = op_name(node).rstrip("_")
         if op in _NORMS:
             operands.append(arguments(node).get("weight"))
         elif op == "aten.mul":
-            operands.extend(operand for operand in node.all_input_nodes)
+            operands.extend(node.all_input_nodes)
     return {names[operand] for operand in operands if operand in names}

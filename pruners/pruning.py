@@ -53,7 +53,7 @@ def prune(
     example_inputs : Tensor, tuple of Tensors, or mapping of str to Tensor
         What the model is called with; only shapes matter.
     metric : str or Metric
-        See `METRICS`; ``"l2"`` by default.
+        See `METRICS`; ``"l2"`` by default. `DomainAware` scores source domains apart.
     ratio : float
         Share of the prunable units that is removed; 0.5 where there is no target.
     target, scope, kinds, ignore, round_to, min_units

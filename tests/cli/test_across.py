@@ -38,6 +38,7 @@ def test_run_combines_across_domains_and_says_so(
     ("args", "message"),
     [
         (["--metric=fisher"], "say where with --data"),
+        (["--metric=l2"], "looks at images, which 'l2' does not"),
         (["--metric=l2", "--data", "DATA"], "looks at images, which 'l2' does not"),
     ],
 )

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 
 import pruners
+from cli.precision import with_precision
 from pruners.metrics import METRICS
 from tests.cli.conftest import Invoke
 
@@ -36,3 +37,11 @@ def test_a_users_metric_without_a_docstring_is_listed_too(invoke: Invoke) -> Non
 def test_the_table_is_for_people(invoke: Invoke) -> None:
     result = invoke("metrics")
     assert result.exit_code == 0 and "gauss_newton" in result.stdout
+
+
+def test_mixed_precision_keeps_what_a_metric_says_of_itself() -> None:
+    for name in METRICS:
+        metric = pruners.make_metric(name)
+        half = with_precision(metric, "cpu", True)
+        for said in ("name", "additive", "normalise"):
+            assert (getattr(half, said, None) or None) == (getattr(metric, said, None) or None)

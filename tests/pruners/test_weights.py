@@ -102,3 +102,19 @@ def test_norm_scale_of_convolutions_is_that_of_network_slimming() -> None:
     both = model[1].weight.abs() + model[4].weight.abs()  # a depthwise layer keeps the channels
     group = next(g for g in graph.prunable if g.size == 8)
     torch.testing.assert_close(scores[group.name].float(), both.detach())
+
+
+def test_a_factor_of_another_weight_is_no_scale() -> None:
+    class Standardised(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gain = nn.Parameter(torch.ones(6, 1))
+            self.up, self.down = nn.Linear(3, 6), nn.Linear(6, 2)
+            self.scale = nn.Parameter(torch.ones(6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = nn.functional.linear(x, self.up.weight * self.gain).relu()
+            return self.down(hidden * self.scale)
+
+    graph = depgraph.trace(Standardised(), torch.randn(2, 3))
+    assert scales_of(graph) == {"scale"}
