@@ -33,7 +33,7 @@ from pruners._choices import AUTO
 from pruners.allocation import allocate
 from pruners.basis import align_head_dims
 from pruners.compensation import compensate
-from pruners.domain_aware import DomainAware, combine_scores
+from pruners.domain_aware import DomainAware, combine_scores, foretelling
 from pruners.pruning import CALIBRATION_SAMPLES, take_samples, with_defaults
 
 TOGETHER = "together"
@@ -69,7 +69,8 @@ def study(dense: nn.Module, split: Split, metric: str, share: float, seed: int) 
     assert isinstance(aware, DomainAware)
     by_domain = aware.by_domain(model, graph)
     ways: dict[str, dict[str, Tensor]] = {TOGETHER: pruners.score(model, graph, scorer, batches)}
-    ways |= {how: combine_scores(by_domain, how) for how in pruners.COMBINATIONS}
+    ways |= {how: combine_scores(by_domain, how) for how in ("mean", "variance", "min")}
+    chosen = foretelling(by_domain)
     choices = with_defaults(scorer, target={"macs": share}, kinds=AUTO)
     for how, scores in ways.items():
         plan = graph.plan(allocate(graph, scores, **choices))
@@ -78,6 +79,7 @@ def study(dense: nn.Module, split: Split, metric: str, share: float, seed: int) 
         yield {
             "metric": metric,
             "combine": how,
+            "leave_one_out": how == chosen,  # what that estimate, on the sources, would take
             "seed": seed,
             "target_domain": split.target,
             "macs_kept": plan.macs / graph.macs,
@@ -137,7 +139,7 @@ def _cells(row: dict[str, Any], target: str) -> list[str]:
     sources = [share for name, share in row["accuracy"].items() if name != target]
     return [
         row["metric"],
-        row["combine"],
+        row["combine"] + (" (leave-one-out)" if row["leave_one_out"] else ""),
         str(row["seed"]),
         f"{row['macs_kept']:.3f}",
         percent(sum(sources) / len(sources)),

@@ -167,6 +167,28 @@ def combine_scores(
     -------
     dict of str to Tensor (group.size,)
     """
+    each, mean = _scaled(by_domain)
+    candidates = {**_CANDIDATES, "variance": _variance(strictness)}
+    chosen = best_combination(list(each.values()), candidates) if how == LEAVE_ONE_OUT else how
+    return {name: candidates[chosen](values) * mean for name, values in each.items()}
+
+
+def foretelling(by_domain: Mapping[str, Scores]) -> str:
+    """The combination that ``"leave-one-out"`` is, of these scores.
+
+    Parameters
+    ----------
+    by_domain : mapping of str to scores
+
+    Returns
+    -------
+    str
+    """
+    return best_combination(list(_scaled(by_domain)[0].values()), _CANDIDATES)
+
+
+def _scaled(by_domain: Mapping[str, Scores]) -> tuple[dict[str, Tensor], Tensor]:
+    """Scores (domains, units) of each group, each domain's of mean one; the mean of the means."""
     scores = [
         {n: torch.as_tensor(v).double().cpu() for n, v in s.items()} for s in by_domain.values()
     ]
@@ -175,10 +197,7 @@ def combine_scores(
         name: torch.stack([s[name] / mean for s, mean in zip(scores, means, strict=True)])
         for name in scores[0]
     }
-    candidates = {**_CANDIDATES, "variance": _variance(strictness)}
-    chosen = best_combination(list(each.values()), candidates) if how == LEAVE_ONE_OUT else how
-    mean = torch.stack(means).mean()
-    return {name: candidates[chosen](values) * mean for name, values in each.items()}
+    return each, torch.stack(means).mean()
 
 
 def best_combination(each: Sequence[Tensor], candidates: Mapping[str, Combination]) -> str:
