@@ -15,6 +15,7 @@ from cli.commands.demo import demo
 from cli.commands.evaluate import evaluate
 from cli.commands.finetune import finetune
 from cli.commands.inspect import inspect
+from cli.commands.metrics import metrics
 from cli.commands.prune import prune
 from cli.commands.report import report
 from cli.commands.run import run
@@ -54,7 +55,7 @@ def program(debug: bool) -> None:
 
 
 for command in (
-    *(demo, inspect, prune, finetune, evaluate, bench, run),
+    *(demo, inspect, metrics, prune, finetune, evaluate, bench, run),
     *(sweep, report, data),
 ):
     program.add_command(command)

@@ -13,7 +13,7 @@ from accelerate.utils import convert_file_size_to_int
 
 import domains
 from cli.tracking import TRACKERS, available_tracker
-from pruners import METRICS, make_metric
+from pruners import COMBINATIONS, METRICS, make_metric
 from pruners._choices import AUTO, NORMALISATIONS
 from pruners.allocation import PER, SCOPES
 
@@ -255,6 +255,12 @@ pruning_options = _combined(
     ),
     click.option(
         "--num-samples", type=click.IntRange(1), help="Samples to score with  [64; obs: 256]."
+    ),
+    click.option(
+        "--across-domains",
+        type=click.Choice(COMBINATIONS),
+        help="Score each source domain apart, and count less what only some of them use  [all "
+        "domains together].",
     ),
     click.option(
         "--compensate/--no-compensate",

@@ -216,6 +216,8 @@ class _Stages:
         made_with = {**_protocol(self.split, settings), **settings.share, **settings.pruning}
         if settings.control is not None:
             made_with["control"] = settings.control
+        if settings.across_domains is not None:
+            made_with["across_domains"] = settings.across_domains
         self._stage("pruned-only", made_with, self._prune)
 
     def recovered(self) -> None:
@@ -264,6 +266,7 @@ class _Stages:
         row: dict[str, Any] = {
             "model": settings.model,
             "metric": settings.control or settings.pruning["metric"],
+            "across_domains": settings.across_domains,
             "ratio": settings.share.get("ratio"),
             "target": settings.share.get("target"),
             "target_domain": self.split.target,

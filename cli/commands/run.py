@@ -11,6 +11,7 @@ import click
 from torch import nn
 
 import domains
+from cli.across import check_across
 from cli.html import report_page
 from cli.models import check_classes
 from cli.options import (
@@ -132,6 +133,7 @@ def make_job(
     normalise: str | None,
     per: str | None,
     num_samples: int | None,
+    across_domains: str | None,
     compensate: bool | None,
     num_calibration: int | None,
     epochs: int | None,
@@ -161,6 +163,7 @@ def make_job(
     share = budget(ratio, target_macs, target_params, target_latency)
     chosen_metric, chosen_kinds = metric_and_kinds(metric, kinds)
     split = domains.leave_one_out(found, target, seed=seed, split_by=split_by)  # type: ignore[arg-type]
+    check_across(across_domains, chosen_metric, split.sources)
 
     def load(pretrained: bool, weights: Path | None) -> nn.Module:
         return start.load(
@@ -220,6 +223,7 @@ def make_job(
             amp=half(amp, device),
             seconds=bench_seconds,
         ),
+        across_domains=across_domains,
         device=device,
         amp=amp,
         seed=seed,
