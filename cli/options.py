@@ -55,6 +55,12 @@ def _words(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) 
     return tuple(word for value in values for word in value.split(",") if word)
 
 
+def _algorithm(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    if value is not None:
+        domains.check_algorithm(value)
+    return value
+
+
 def _metric(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     make_metric(value or BEST_METRIC)  # refuses an unknown one before any work
     return value
@@ -264,7 +270,28 @@ training_options = _combined(
     click.option("--epochs", type=click.IntRange(0), help="Epochs after pruning  [4]."),
     click.option("--batch-size", type=click.IntRange(1), help="Images a step  [32]."),
     click.option("--lr", type=click.FloatRange(0, min_open=True), help="Peak learning rate."),
+    click.option(
+        "--algorithm",
+        callback=_algorithm,
+        help=f"How to learn from several domains: {', '.join(domains.ALGORITHMS)}  [by recipe, "
+        "else erm].",
+    ),
+    click.option(
+        "--algorithm-arg",
+        "algorithm_args",
+        multiple=True,
+        callback=_model_args,
+        metavar="KEY=VALUE",
+        help="Argument of --algorithm, such as penalty=0.5; may be given again.",
+    ),
 )
+
+
+def algorithm_said(name: str | None, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a training, from the options that may say them."""
+    if name is None and arguments:
+        raise click.UsageError("--algorithm-arg needs --algorithm")
+    return {} if name is None else {"algorithm": name, "algorithm_args": arguments}
 
 
 def budget(

@@ -212,6 +212,8 @@ class _Stages:
             "ratio": settings.share.get("ratio"),
             "target": settings.share.get("target"),
             "target_domain": self.split.target,
+            "recipe": settings.recipe,
+            "algorithm": (settings.recovery or settings.dense or FinetuneSettings()).algorithm,
         }
         for key, measured in timings.items():
             row[key] = {

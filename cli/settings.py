@@ -30,6 +30,8 @@ class RunSettings:
         Divide the rate of `recovery` by the share of the MACs that is left.
     origin : dict
         What else decides the result: weights, arguments of the model, the split.
+    recipe : str
+        What `recovery` is called in the result, where it has a name.
     distill : bool
         Learn from the dense model's outputs after pruning.
     timing : TimingSettings
@@ -44,6 +46,7 @@ class RunSettings:
     dense: FinetuneSettings | None
     recovery: FinetuneSettings | None
     origin: dict[str, Any] = field(default_factory=dict)
+    recipe: str | None = None
     distill: bool = False
     lr_by_share: bool = False
     timing: timing.TimingSettings = field(default_factory=timing.TimingSettings)

@@ -1,7 +1,7 @@
 """Where and how a model runs: accelerate's device and precision, and the model put back after."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -43,6 +43,39 @@ def loader_workers(device: torch.device, num_workers: int | None) -> int:
     if num_workers is not None:
         return num_workers
     return 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
+
+
+def shard_of(device: Accelerator) -> tuple[int, int]:
+    """Return the number of this process, and how many share the work."""
+    return device.process_index, device.num_processes
+
+
+def gathered(device: Accelerator, local: Tensor) -> Tensor:
+    """Return what all processes hold, side by side; the same length everywhere.
+
+    Gradients reach this process's part alone, but as many times over as there are processes: the
+    mean over processes, which is taken of the parameters' gradients, is then that of one process
+    with the whole batch.
+    """
+    count = device.num_processes
+    if count == 1:
+        return local
+    parts = list(device.gather(local.detach()).chunk(count))
+    if local.requires_grad:
+        parts[device.process_index] = local + (count - 1) * (local - local.detach())
+    return torch.cat(parts)
+
+
+def mean_over(device: Accelerator, value: Tensor) -> Tensor:
+    """Return the mean of a value over all processes."""
+    return value if device.num_processes == 1 else device.reduce(value, "mean")
+
+
+def mean_gradients(device: Accelerator, parameters: Iterable[nn.Parameter]) -> None:
+    """Make the gradients of parameters that are not in a wrapped model the same everywhere."""
+    for parameter in parameters:
+        if parameter.grad is not None:
+            parameter.grad = mean_over(device, parameter.grad)
 
 
 @contextmanager

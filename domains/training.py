@@ -12,8 +12,9 @@ from torch import nn
 
 from domains._checkpoint import load_checkpoint, prepare_directory, run_identity, save_checkpoint
 from domains._device import accelerator, borrowed
-from domains._epoch import EpochRow, EpochRunner, start
+from domains._epoch import EpochRunner, Hooks
 from domains._progress import progress_bar
+from domains._state import EpochRow, start
 from domains.recipe import FinetuneSettings
 from domains.split import Split
 
@@ -40,6 +41,7 @@ def finetune(
     resume: bool = False,
     progress: bool = True,
     teacher: nn.Module | None = None,
+    hooks: Hooks | None = None,
 ) -> FinetuneResult:
     """Train `model` on the source domains of `split`; it ends with its best epoch's weights.
 
@@ -61,18 +63,22 @@ def finetune(
         Show a progress bar on standard error.
     teacher : nn.Module or None
         Usually the dense model: its outputs are learnt from too, as `settings` weighs them.
+    hooks : Hooks or None
+        What else is done to the model while it trains.
 
     Returns
     -------
     FinetuneResult
         The best epoch is that of the highest accuracy on the source validation parts, averaged
-        over domains as DomainBed does; of equals, that of the lowest validation loss.
+        over domains as DomainBed does; of equals, that of the lowest validation loss. An algorithm
+        that has found the end of its training (SWAD) ends the history there.
 
     Raises
     ------
     DepgraphError
-        A loss that is not finite, a checkpoint of another run, a disk that cannot be written, an
-        unreadable image, a model whose outputs do not fit the classes. The last checkpoint stays.
+        An unknown algorithm, a loss that is not finite, a checkpoint of another run, a disk that
+        cannot be written, an unreadable image, a model whose outputs do not fit the classes. The
+        last checkpoint stays.
 
     Notes
     -----
@@ -81,7 +87,7 @@ def finetune(
     settings = settings or FinetuneSettings()
     folder = Path(directory)
     prepare_directory(folder)
-    identity = run_identity(model, split, settings, teacher)
+    identity = run_identity(model, split, settings, teacher, None if hooks is None else hooks.name)
     saved = load_checkpoint(folder, identity) if resume else None
     device = accelerator(settings.device, settings.amp)
     with ExitStack() as stack:
@@ -89,13 +95,15 @@ def finetune(
         if teacher is not None:
             stack.enter_context(borrowed(teacher, device.device, train=False))
         bar = stack.enter_context(progress_bar(progress))
-        runner = EpochRunner(model, split, settings, device, teacher, bar)
-        state = start(model, settings, device, len(runner.order))
+        runner = EpochRunner(model, split, settings, device, teacher, hooks, bar)
+        state = start(model, settings, device, runner.algorithm, runner.distillation)
         if saved is not None:
             state.load_dict(saved["state"])
         if settings.may_keep_start and state.before is None and not state.history:
             state.add_before(runner.judge(state))
         for epoch in range(len(state.history), settings.epochs):
+            if state.algorithm.finished:
+                break
             state.add(runner.run(state, epoch))
             save_checkpoint(folder, {"identity": identity, "state": state.to_dict()})
         model.load_state_dict(state.best)

@@ -12,6 +12,7 @@ import domains
 from cli.html import report_page
 from cli.models import check_classes, load_model
 from cli.options import (
+    algorithm_said,
     batch_size_option,
     budget,
     compute_options,
@@ -86,6 +87,8 @@ def run(
     epochs: int | None,
     batch_size: int | None,
     lr: float | None,
+    algorithm: str | None,
+    algorithm_args: dict[str, Any],
     dense_epochs: int | None,
     dense_lr: float | None,
     dense: Path | None,
@@ -104,6 +107,8 @@ def run(
 
     Nothing of the --target domain is used before the last step measures on it.
     """
+    said: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "device": device, "amp": amp}
+    said |= algorithm_said(algorithm, algorithm_args)
     share = budget(ratio, target_macs, target_params, target_latency)
     chosen_metric, chosen_kinds = metric_and_kinds(metric, kinds)
     found = domains.load_domains(data, progress=not as_json)
@@ -126,7 +131,6 @@ def run(
         return model
 
     recipe = recipe or domains.default_recipe(compensated=compensate is not False)
-    said: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "device": device, "amp": amp}
     settings = RunSettings(
         model=model_name,
         share=share,
@@ -156,6 +160,7 @@ def run(
             "model_args": model_args,
             "split_by": split_by,
         },
+        recipe=recipe,
         distill=domains.RECIPES[recipe].distill if distill is None else distill,
         lr_by_share=domains.RECIPES[recipe].by_share and lr is None,
         timing=timing.TimingSettings(

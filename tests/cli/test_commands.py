@@ -103,6 +103,24 @@ def test_a_saved_model_is_finetuned_evaluated_and_timed(
     assert both["dense"]["params"] > both["pruned"]["params"]
 
 
+def test_an_algorithm_is_chosen_by_name_and_written_into_the_result(
+    invoke: Invoke, data: Path, tmp_path: Path
+) -> None:
+    args = ["run", *TINY, "--data", data, "--target=wool", *QUICK, "--json", "--metric=l2"]
+    args += ["--algorithm=coral", "--algorithm-arg=penalty=0.5", "--out", tmp_path / "run"]
+    row = json.loads(invoke(*args).stdout)
+    assert row["algorithm"] == "coral" and row["recipe"] == "gentle"
+    for training in ("dense", "recovery"):
+        assert row["settings"][training]["algorithm_args"] == {"penalty": 0.5}
+    args = ["finetune", tmp_path / "run", "--data", data, "--target=wool", "--epochs=1"]
+    args += ["--batch-size=6", "--json", "--out", tmp_path / "tuned"]
+    row = json.loads(invoke(*args, "--algorithm=swad").stdout)
+    assert row["algorithm"] == "swad"
+    assert "did you mean 'swad'" in invoke(*args, "--algorithm=swat").stderr
+    assert "needs --algorithm" in invoke(*args, "--algorithm-arg=penalty=1").stderr
+    assert "--teacher" in invoke(*args, "--recipe=distill").stderr
+
+
 def test_weights_of_another_size_and_without_a_head_are_taken(
     invoke: Invoke, tmp_path: Path
 ) -> None:
