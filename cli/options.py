@@ -12,6 +12,7 @@ import torch
 from accelerate.utils import convert_file_size_to_int
 
 import domains
+from cli.schedules import SCHEDULES, STEP_EPOCHS, STEPS
 from pruners import METRICS, make_metric
 from pruners._choices import AUTO, NORMALISATIONS
 from pruners.allocation import PER, SCOPES
@@ -283,6 +284,27 @@ training_options = _combined(
         callback=_model_args,
         metavar="KEY=VALUE",
         help="Argument of --algorithm, such as penalty=0.5; may be given again.",
+    ),
+)
+
+
+schedule_options = _combined(
+    click.option(
+        "--schedule",
+        type=click.Choice(SCHEDULES),
+        default="one-shot",
+        show_default=True,
+        help="How the cut comes about. iterative: in --steps, with training between; regularised: "
+        "units to go are shrunk by a growing decay first; soft: shrunk after each epoch, chosen "
+        "anew each time. The last two train without averages of weights before the cut.",
+    ),
+    click.option(
+        "--steps", type=click.IntRange(2), help=f"Cuts of --schedule iterative  [{STEPS}]."
+    ),
+    click.option(
+        "--step-epochs",
+        type=click.IntRange(1),
+        help=f"Epochs of each training before the last cut  [{STEP_EPOCHS}].",
     ),
 )
 

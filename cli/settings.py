@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import domains
+from cli.schedules import Schedule
 from domains import FinetuneSettings, timing
 
 _FREE = ("device", "num_workers", "cache_mib")
@@ -34,6 +35,8 @@ class RunSettings:
         What `recovery` is called in the result, where it has a name.
     distill : bool
         Learn from the dense model's outputs after pruning.
+    schedule : Schedule
+        How the cut comes about, one-shot by default.
     timing : TimingSettings
     device : str
     amp : bool
@@ -49,6 +52,7 @@ class RunSettings:
     recipe: str | None = None
     distill: bool = False
     lr_by_share: bool = False
+    schedule: Schedule = field(default_factory=Schedule)
     timing: timing.TimingSettings = field(default_factory=timing.TimingSettings)
     device: str = "cpu"
     amp: bool = False

@@ -1,11 +1,12 @@
 """Scores units, chooses what stays under a ratio or a budget, and prunes."""
 
+from pruners import schedules
 from pruners.allocation import allocate
 from pruners.gradient import Hessian, Taylor
 from pruners.magnitude import L1, L2, Random
 from pruners.metrics import METRICS, Metric, make_metric, register
 from pruners.obs import OBS
-from pruners.pruning import prune, samples_wanted, score
+from pruners.pruning import PlannedCut, plan_cut, prune, samples_wanted, score
 from pruners.sharded import prune_checkpoint
 
 __all__ = [
@@ -15,13 +16,16 @@ __all__ = [
     "OBS",
     "Hessian",
     "Metric",
+    "PlannedCut",
     "Random",
     "Taylor",
     "allocate",
     "make_metric",
+    "plan_cut",
     "prune",
     "prune_checkpoint",
     "register",
     "samples_wanted",
+    "schedules",
     "score",
 ]

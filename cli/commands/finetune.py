@@ -97,7 +97,8 @@ def finetune(
         progress=not as_json,
         teacher=None if teacher is None else load_saved(teacher),
     )
-    depgraph.save(model.eval(), out)
+    if domains.processes.is_main():
+        depgraph.save(model.eval(), out)
     accuracy = domains.evaluate(model, split, device=device, amp=amp, progress=not as_json)
     result = {
         "model": str(directory),

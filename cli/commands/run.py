@@ -24,6 +24,7 @@ from cli.options import (
     pruning_options,
     recipe_option,
     resume_option,
+    schedule_options,
     seconds_option,
     seed_option,
     split_option,
@@ -34,6 +35,7 @@ from cli.output import emit, percent, table, write_text
 from cli.pipeline import run_pipeline
 from cli.precision import half
 from cli.saved import load_saved
+from cli.schedules import STEP_EPOCHS, STEPS, Schedule
 from cli.settings import RunSettings, dense_settings, recovery_settings
 from domains import timing
 
@@ -49,6 +51,7 @@ from domains import timing
 @click.option("--dense-lr", type=click.FloatRange(0, min_open=True), help="Rate before pruning.")
 @click.option("--dense", type=click.Path(path_type=Path), help="Dense model fine-tuned earlier.")
 @recipe_option
+@schedule_options
 @click.option(
     "--distill/--no-distill", default=None, help="Learn from the dense model too  [by recipe]."
 )
@@ -93,6 +96,9 @@ def run(
     dense_lr: float | None,
     dense: Path | None,
     recipe: str | None,
+    schedule: str,
+    steps: int | None,
+    step_epochs: int | None,
     distill: bool | None,
     bench_batch_size: int,
     bench_seconds: float,
@@ -109,6 +115,10 @@ def run(
     """
     said: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "device": device, "amp": amp}
     said |= algorithm_said(algorithm, algorithm_args)
+    if steps is not None and schedule != "iterative":
+        raise click.UsageError("--steps needs --schedule iterative")
+    if step_epochs is not None and schedule == "one-shot":
+        raise click.UsageError("--step-epochs needs another --schedule than one-shot")
     share = budget(ratio, target_macs, target_params, target_latency)
     chosen_metric, chosen_kinds = metric_and_kinds(metric, kinds)
     found = domains.load_domains(data, progress=not as_json)
@@ -161,6 +171,13 @@ def run(
             "split_by": split_by,
         },
         recipe=recipe,
+        schedule=Schedule(
+            schedule,
+            (steps or STEPS) if schedule == "iterative" else 1,
+            None
+            if schedule == "one-shot"
+            else recovery_settings(recipe, epochs=step_epochs or STEP_EPOCHS, lr=lr, **said),
+        ),
         distill=domains.RECIPES[recipe].distill if distill is None else distill,
         lr_by_share=domains.RECIPES[recipe].by_share and lr is None,
         timing=timing.TimingSettings(
