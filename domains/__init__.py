@@ -3,7 +3,7 @@
 The one thing to know: the target domain of a `Split` is read by `evaluate` alone.
 """
 
-from domains import timing
+from domains import processes, timing
 from domains._epoch import Hooks
 from domains._images import image_size
 from domains._progress import progress_bar
@@ -54,6 +54,7 @@ __all__ = [
     "image_size",
     "leave_one_out",
     "load_domains",
+    "processes",
     "progress_bar",
     "register",
     "scale_lr",

@@ -80,14 +80,16 @@ class EpochRunner:
         val = [sample for part in split.val.values() for sample in part]
         pixels = read_all([sample.path for sample in train + val], settings.cache_mib)
         workers = loader_workers(device.device, settings.num_workers)
-        pools, shard = train_pools(split.train, settings.sampling), shard_of(device)
-        self.order = TrainOrder(pools, settings.batch_size, settings.seed, shard)
+        pools = train_pools(split.train, settings.sampling)
+        self.order = TrainOrder(pools, settings.batch_size, settings.seed, shard_of(device))
         transform, numbers = train_transform(model, settings), domain_numbers(split.train)
         dataset = ImageDataset(train, transform, pixels, numbers)
         self.train_batches = train_loader(dataset, self.order, workers)
         transform = eval_transform(model, settings.img_size)
         self.val_batches = {
-            name: eval_loader(ImageDataset(part, transform, pixels), 64, workers, shard)
+            name: eval_loader(
+                ImageDataset(part, transform, pixels), 64, workers, shard_of(device, len(part))
+            )
             for name, part in split.val.items()
         }
         self.algorithm = make_algorithm(

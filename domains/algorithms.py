@@ -118,7 +118,7 @@ class ERM(nn.Module):
 
     @property
     def finished(self) -> bool:
-        """Whether nothing would come of further epochs."""
+        """Whether further epochs would add nothing."""
         return False
 
 

@@ -15,6 +15,7 @@ from domains._device import accelerator, borrowed
 from domains._epoch import EpochRunner, Hooks
 from domains._progress import progress_bar
 from domains._state import EpochRow, start
+from domains.processes import is_main, wait
 from domains.recipe import FinetuneSettings
 from domains.split import Split
 
@@ -83,13 +84,20 @@ def finetune(
     Notes
     -----
     KeyboardInterrupt passes through; the last complete checkpoint stays.
+
+    Launched as several processes (``accelerate launch``, on the CPU ``torchrun``), each trains on
+    its part of the same batches, and all algorithms see the whole batch; one process writes. The
+    result is that of one process up to rounding, except for what is drawn while training (drop-out,
+    mixup's pairs) and for batch norm, whose statistics are those of a part.
     """
     settings = settings or FinetuneSettings()
     folder = Path(directory)
-    prepare_directory(folder)
+    device = accelerator(settings.device, settings.amp)
+    if is_main():
+        prepare_directory(folder)
     identity = run_identity(model, split, settings, teacher, None if hooks is None else hooks.name)
     saved = load_checkpoint(folder, identity) if resume else None
-    device = accelerator(settings.device, settings.amp)
+    wait()  # none writes before all have read
     with ExitStack() as stack:
         stack.enter_context(borrowed(model, device.device, train=True))
         if teacher is not None:
@@ -105,7 +113,9 @@ def finetune(
             if state.algorithm.finished:
                 break
             state.add(runner.run(state, epoch))
-            save_checkpoint(folder, {"identity": identity, "state": state.to_dict()})
+            if is_main():
+                save_checkpoint(folder, {"identity": identity, "state": state.to_dict()})
+        device.unwrap_model(state.trained, keep_fp32_wrapper=False)  # undoes what sharing changed
         model.load_state_dict(state.best)
     seconds = sum(row["seconds"] for row in state.history)
     return FinetuneResult(
