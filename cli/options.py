@@ -258,6 +258,12 @@ pruning_options = _combined(
     click.option(
         "--num-calibration", type=click.IntRange(1), help="Images to compensate with  [256]."
     ),
+    click.option(
+        "--separate/--together",
+        default=False,
+        show_default=True,
+        help="Let the head dims of v differ in number from those of q and k.",
+    ),
 )
 
 training_options = _combined(

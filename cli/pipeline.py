@@ -187,7 +187,7 @@ class _Stages:
             seed=settings.seed,
         )
         depgraph.save(small.cpu(), self.out / "pruned-only")
-        graph = depgraph.trace(dense, example_inputs(dense))
+        graph = depgraph.trace(dense, example_inputs(dense), plan.separate)
         kinds = {g.name: g.kind for g in graph.groups}
         kept = {name: len(plan.kept_units.get(name, range(n))) for name, n in plan.sizes.items()}
         groups = [

@@ -24,6 +24,7 @@ from depgraph.errors import DepgraphError
 from depgraph.groups import Group, find_groups
 from depgraph.plan import Plan, axis_spec, check_units
 from depgraph.propagate import Propagation
+from depgraph.separate import separated_classes, with_classes
 from depgraph.trace import Trace, trace_forward
 from depgraph.vanish import freeze_mixed_sums
 
@@ -39,11 +40,16 @@ class DependencyGraph:
         Prunable and frozen ones.
     num_params, macs : int
         Of the model as traced; multiply-accumulates for batch 1.
+    separated : dict of str to type
+        Classes of the modules in which parts of a layer were split to be traced, see `trace`.
     """
 
     @collection_paused()
-    def __init__(self, traced: Trace) -> None:
+    def __init__(
+        self, traced: Trace, separated: Mapping[str, type[nn.Module]] | None = None
+    ) -> None:
         self.traced = traced
+        self.separated = dict(separated or {})
         self.propagation = Propagation(traced)
         self.propagation.run()
         freeze_mixed_sums(self.propagation)
@@ -179,6 +185,7 @@ class DependencyGraph:
             {name: spec for name, spec in specs.items() if name in parameters},
             {name: spec for name, spec in specs.items() if name not in parameters},
             input_spec(self.traced.example),
+            bool(self.separated),
             self,
         )
 
@@ -209,7 +216,7 @@ class DependencyGraph:
         write_graphml(self.to_networkx(), path)
 
 
-def trace(model: nn.Module, example_inputs: Any) -> DependencyGraph:
+def trace(model: nn.Module, example_inputs: Any, separate: bool = False) -> DependencyGraph:
     """Find which parameter dimensions of a model must shrink together.
 
     Parameters
@@ -221,6 +228,11 @@ def trace(model: nn.Module, example_inputs: Any) -> DependencyGraph:
         What the model is called with; a mapping holds keyword arguments. Only shapes and dtypes
         matter. A leading dimension of 1 is traced as 2 where the model allows it, so that the batch
         can be told from other dimensions.
+    separate : bool
+        Let parts of a layer that a view tells apart (q, k and v of one linear layer) lose different
+        units wherever nothing else couples them: the head dims of q and k are one group then, those
+        of v another. A sliced model splits there. Parameters keep their names and places, so that a
+        plan is one for the original model.
 
     Returns
     -------
@@ -230,6 +242,12 @@ def trace(model: nn.Module, example_inputs: Any) -> DependencyGraph:
     ------
     DepgraphError
         When the forward cannot be traced.
+
+    Notes
+    -----
+    With ``separate``, parts that a view puts at every third place instead of end to end, views that
+    another module takes apart, and those in modules whose forward cannot be generated stay as they
+    are. It takes about three times as long.
 
     Examples
     --------
@@ -252,7 +270,12 @@ def trace(model: nn.Module, example_inputs: Any) -> DependencyGraph:
         args = (example_inputs,)
     if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves((args, kwargs))):
         raise DepgraphError("the example inputs hold no Tensor; pass what the model is called with")
-    return DependencyGraph(trace_with_visible_batch(model, args, kwargs))
+    graph = DependencyGraph(trace_with_visible_batch(model, args, kwargs))
+    classes = separated_classes(graph.propagation, model) if separate else {}
+    if not classes:
+        return graph
+    copy = with_classes(model, classes)
+    return DependencyGraph(trace_with_visible_batch(copy, args, kwargs), classes)
 
 
 def trace_with_visible_batch(

@@ -44,6 +44,8 @@ class Plan:
         The same for buffers.
     inputs : object
         Shapes and dtypes of the example inputs, to trace the model again.
+    separate : bool
+        Whether the graph is one in which parts of a layer are apart, see `depgraph.trace`.
 
     Examples
     --------
@@ -63,6 +65,7 @@ class Plan:
     axes: dict[str, list[Spec]] = field(repr=False)
     buffer_axes: dict[str, list[Spec]] = field(repr=False)
     inputs: Any = field(repr=False)
+    separate: bool = False
     _graph: DependencyGraph | None = field(default=None, repr=False, compare=False)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Plan:
@@ -130,6 +133,7 @@ class Plan:
             "num_params": self.num_params,
             "macs": self.macs,
             "inputs": self.inputs,
+            "separate": self.separate,
             "axes": self.axes,
             "buffer_axes": self.buffer_axes,
         }
@@ -166,6 +170,7 @@ class Plan:
                 data["axes"],
                 data["buffer_axes"],
                 data["inputs"],
+                bool(data.get("separate", False)),  # not in plans of earlier versions
             )
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
             raise DepgraphError(

@@ -63,7 +63,7 @@ class OBS:
         names = {m.parameter for g in graph.prunable for m in g.members}
         parameters = dict(model.named_parameters())
         moments = layer_moments(model, names, batches)
-        queries = {a.group.name: a for a in find_attentions(graph)}
+        queries = {a.query_group.name: a for a in find_attentions(graph)}
         scores = {}
         for group in graph.prunable:
             score = self._readers(group, parameters, moments)
@@ -122,7 +122,7 @@ def gate_scores(
     """What the dims of the query cost, summed over heads; zeros when they were not seen."""
     name = attention.query.weight
     if name not in moments:
-        return torch.zeros(attention.group.size, dtype=torch.float64)
+        return torch.zeros(attention.query_group.size, dtype=torch.float64)
     return gate_costs(parameters[name], moments[name])[attention.query.index].sum(0).cpu()
 
 

@@ -41,6 +41,7 @@ def prune(
     num_samples: int | None = None,
     compensate: bool | None = None,
     num_calibration: int | None = None,
+    separate: bool = False,
     seed: int = 0,
     loss: Loss | None = None,
 ) -> tuple[nn.Module, Plan]:
@@ -72,6 +73,8 @@ def prune(
         Without it the result computes exactly what the model computes with the units switched off.
     num_calibration : int, optional
         Samples to compensate with; 256 by default, or as many as there are.
+    separate : bool
+        Let the head dims of v differ in number from those of q and k, see `depgraph.trace`.
     seed : int
         For the random metric.
     loss : callable, optional
@@ -100,7 +103,7 @@ def prune(
     compensate = batches is not None if compensate is None else compensate
     if compensate and batches is None:
         raise DepgraphError("compensation needs data; pass batches, or compensate=False")
-    graph = trace(model, example_inputs)
+    graph = trace(model, example_inputs, separate)
     choices = with_defaults(
         scorer,
         ratio=ratio,

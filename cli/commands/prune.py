@@ -71,6 +71,7 @@ def prune(
     num_samples: int | None,
     compensate: bool | None,
     num_calibration: int | None,
+    separate: bool,
     checkpoint: Path | None,
     max_memory: int | None,
     resume: bool,
@@ -153,6 +154,7 @@ def prune(
         num_samples=num_samples,
         compensate=compensate,
         num_calibration=num_calibration,
+        separate=separate,
         batches=batches,
         seed=seed,
     )
@@ -176,7 +178,7 @@ def prune(
 _OF_IMAGES = frozenset(
     (
         *("pretrained", "weights", "data", "target", "split_by", "device", "amp"),
-        *("num_samples", "compensate", "num_calibration"),
+        *("num_samples", "compensate", "num_calibration", "separate"),
     )
 )
 """Options that mean nothing for a checkpoint on disk."""

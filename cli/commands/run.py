@@ -83,6 +83,7 @@ def run(
     num_samples: int | None,
     compensate: bool | None,
     num_calibration: int | None,
+    separate: bool,
     epochs: int | None,
     batch_size: int | None,
     lr: float | None,
@@ -142,6 +143,7 @@ def run(
             "num_samples": num_samples,
             "compensate": compensate is not False,
             "num_calibration": num_calibration,
+            "separate": separate,
         },
         dense=None
         if dense is not None or dense_epochs == 0
