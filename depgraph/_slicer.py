@@ -13,7 +13,13 @@ from torch.utils import _pytree as pytree
 
 from depgraph._attributes import candidates, layer_attributes, with_integer
 from depgraph._edits import Edits
-from depgraph.axes import Atom, axis_atoms, axis_size, kept_indices, select_indices
+from depgraph.axes import (
+    axis_atoms,
+    axis_size,
+    kept_indices,
+    kept_sizes,
+    select_indices,
+)
 from depgraph.cost import value_shape
 from depgraph.errors import DepgraphError
 from depgraph.graph import DependencyGraph
@@ -44,7 +50,7 @@ class Slicer:
         self.model = model
         self.p: Propagation = graph.propagation
         self.kept = graph.kept_atoms(plan)
-        self.sizes: dict[Atom, int] = {atom: len(units) for atom, units in self.kept.items()}
+        self.sizes = kept_sizes(self.kept)
         self.modules = dict(model.named_modules())
         self._regenerator = Regenerator(self.p, self.kept, model, graph.separated)
         tensors, _ = named_tensors(model)

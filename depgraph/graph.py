@@ -22,6 +22,7 @@ from depgraph.cost import mac_terms, total_macs, total_params
 from depgraph.empty import needs_a_unit
 from depgraph.errors import DepgraphError
 from depgraph.groups import Group, find_groups
+from depgraph.leads import check_rows, find_leads, has_rows
 from depgraph.plan import Plan, axis_spec, check_units
 from depgraph.propagate import Propagation
 from depgraph.separate import separated_classes, with_classes
@@ -140,13 +141,39 @@ class DependencyGraph:
     def _needs_a_unit(self) -> dict[Atom, str]:
         return needs_a_unit(self.propagation)
 
-    def plan(self, kept: Mapping[str, Sequence[int] | Tensor]) -> Plan:
+    def lead(self, name: str) -> Group | None:
+        """The group along whose units a group may keep others for each: heads, for head dims.
+
+        Parameters
+        ----------
+        name : str
+
+        Returns
+        -------
+        Group or None
+            None where all that a group's units are part of has to keep the same ones.
+
+        Raises
+        ------
+        DepgraphError
+            When there is no such group.
+        """
+        atom = self._leads.get(self.group(name)._atom)
+        return next((group for group in self.groups if group._atom is atom), None)
+
+    @cached_property
+    def _leads(self) -> dict[Atom, Atom]:
+        return find_leads(self.propagation)
+
+    def plan(self, kept: Mapping[str, Any]) -> Plan:
         """A plan that keeps these units.
 
         Parameters
         ----------
         kept : mapping of str to sequence of int or Tensor
-            Units to keep of each group; a group left out keeps all.
+            Units to keep of each group; a group left out keeps all. Of a group that has a `lead`
+            also one row of as many units for each unit of that one, removed or not: each head then
+            keeps its own head dims.
 
         Returns
         -------
@@ -159,8 +186,15 @@ class DependencyGraph:
             none where `needs_a_unit`.
         """
         chosen: dict[str, tuple[int, ...]] = {}
+        choices: dict[str, tuple[tuple[int, ...], ...]] = {}
         for name, units in kept.items():
             group = self.group(name)
+            if has_rows(units):
+                rows = check_rows(group, self.lead(name), units)
+                units = rows[0]
+                if len(set(rows)) > 1:
+                    choices[name] = rows
+                    units = range(len(rows[0]))
             numbers = check_units(name, group.size, units)
             if len(numbers) == group.size:
                 continue
@@ -186,14 +220,15 @@ class DependencyGraph:
             {name: spec for name, spec in specs.items() if name not in parameters},
             input_spec(self.traced.example),
             bool(self.separated),
+            choices,
             self,
         )
 
     def kept_atoms(self, plan: Plan) -> dict[Atom, Tensor]:
-        """Units kept by a plan, by the atom of each group."""
+        """Units kept by a plan, by the atom of each group; see `depgraph.axes.kept_indices`."""
         return {
             self.group(name)._atom: torch.tensor(units, dtype=torch.long)
-            for name, units in plan.kept_units.items()
+            for name, units in {**plan.kept_units, **plan.choices}.items()
         }
 
     def to_networkx(self) -> nx.MultiDiGraph:

@@ -15,6 +15,7 @@ from pruners.basis import align_head_dims
 from pruners.compensation import compensate as refit
 from pruners.gradient import Loss
 from pruners.metrics import Batch, Metric, make_metric
+from pruners.own import own_choices
 
 DEFAULT_SAMPLES = 64
 """Samples that a metric with data looks at, unless told otherwise or it asks for more."""
@@ -42,6 +43,7 @@ def prune(
     compensate: bool | None = None,
     num_calibration: int | None = None,
     separate: bool = False,
+    per_head: bool = False,
     seed: int = 0,
     loss: Loss | None = None,
 ) -> tuple[nn.Module, Plan]:
@@ -75,6 +77,9 @@ def prune(
         Samples to compensate with; 256 by default, or as many as there are.
     separate : bool
         Let the head dims of v differ in number from those of q and k, see `depgraph.trace`.
+    per_head : bool
+        Let each head keep head dims of its own, as many as the others (`pruners.own`). Principal
+        directions are each head's own already: only without compensation.
     seed : int
         For the random metric.
     loss : callable, optional
@@ -103,6 +108,11 @@ def prune(
     compensate = batches is not None if compensate is None else compensate
     if compensate and batches is None:
         raise DepgraphError("compensation needs data; pass batches, or compensate=False")
+    if compensate and per_head:
+        raise DepgraphError(
+            "compensation turns the dims of each head by themselves already; leave per_head out, "
+            "or pass compensate=False"
+        )
     graph = trace(model, example_inputs, separate)
     choices = with_defaults(
         scorer,
@@ -124,8 +134,11 @@ def prune(
         batches, calibration = _shared(model, scorer, batches, num_samples, num_calibration)
         model = copy.deepcopy(model)
         align_head_dims(model, graph, calibration, seed)
-    scores = score(model, graph, scorer, batches, num_samples=num_samples)
-    plan = graph.plan(choose(scores))
+    taken = _scored_on(model, scorer, batches, num_samples)
+    kept = choose(scorer.score(model, graph, taken))
+    if per_head:
+        kept = own_choices(model, graph, scorer, taken, kept)
+    plan = graph.plan(kept)
     small = plan.apply(model)
     if compensate:
         refit(model, small, plan, calibration)
@@ -219,15 +232,21 @@ def score(
         When the metric needs data and there is none, or less than asked for.
     """
     scorer = make_metric(metric, seed=seed)
-    taken: list[Batch] = []
-    if scorer.needs_data:
-        if batches is None:
-            raise DepgraphError(
-                f"metric '{scorer.name}' needs data; pass batches=[(inputs, targets), ...]"
-            )
-        wanted = samples_wanted(scorer) if num_samples is None else num_samples
-        taken = take_samples(batches, wanted, _device(model), exact=num_samples is not None)
-    return scorer.score(model, graph, taken)
+    return scorer.score(model, graph, _scored_on(model, scorer, batches, num_samples))
+
+
+def _scored_on(
+    model: nn.Module, scorer: Metric, batches: Iterable[Batch] | None, num_samples: int | None
+) -> list[Batch]:
+    """The samples that a metric looks at; none for one that needs no data."""
+    if not scorer.needs_data:
+        return []
+    if batches is None:
+        raise DepgraphError(
+            f"metric '{scorer.name}' needs data; pass batches=[(inputs, targets), ...]"
+        )
+    wanted = samples_wanted(scorer) if num_samples is None else num_samples
+    return take_samples(batches, wanted, _device(model), exact=num_samples is not None)
 
 
 def take_samples(

@@ -72,6 +72,7 @@ def prune(
     compensate: bool | None,
     num_calibration: int | None,
     separate: bool,
+    per_head: bool,
     checkpoint: Path | None,
     max_memory: int | None,
     resume: bool,
@@ -155,6 +156,7 @@ def prune(
         compensate=compensate,
         num_calibration=num_calibration,
         separate=separate,
+        per_head=per_head,
         batches=batches,
         seed=seed,
     )
@@ -178,7 +180,7 @@ def prune(
 _OF_IMAGES = frozenset(
     (
         *("pretrained", "weights", "data", "target", "split_by", "device", "amp"),
-        *("num_samples", "compensate", "num_calibration", "separate"),
+        *("num_samples", "compensate", "num_calibration", "separate", "per_head"),
     )
 )
 """Options that mean nothing for a checkpoint on disk."""

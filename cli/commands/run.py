@@ -84,6 +84,7 @@ def run(
     compensate: bool | None,
     num_calibration: int | None,
     separate: bool,
+    per_head: bool,
     epochs: int | None,
     batch_size: int | None,
     lr: float | None,
@@ -144,6 +145,7 @@ def run(
             "compensate": compensate is not False,
             "num_calibration": num_calibration,
             "separate": separate,
+            "per_head": per_head,
         },
         dense=None
         if dense is not None or dense_epochs == 0
