@@ -42,7 +42,8 @@ def find_leads(p: Propagation) -> dict[Atom, Atom]:
     -------
     dict of Atom to Atom
         ``head_dim -> heads``. Left out: what is rotated in pairs, goes through a norm of its own,
-        does not follow its leading atom directly (``heads x 3 x head_dim``), or goes through any op for which it is not known to be safe.
+        does not follow its leading atom directly (``heads x 3 x head_dim``), or goes
+        through any op for which it is not known to be safe.
     """
     found: dict[Atom, set[Atom | None]] = {}
     for node in p.trace.tensors.values():
