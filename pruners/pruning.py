@@ -76,7 +76,8 @@ def prune(
     num_calibration : int, optional
         Samples to compensate with; 256 by default, or as many as there are.
     separate : bool
-        Let the head dims of v differ in number from those of q and k, see `depgraph.trace`.
+        Let the head dims of v differ in number from those of q and k; `depgraph.trace` says what
+        that costs in speed.
     per_head : bool
         Let each head keep head dims of its own, as many as the others (`pruners.own`). Principal
         directions are each head's own already: only without compensation.
