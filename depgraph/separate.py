@@ -7,7 +7,7 @@ layer stays one matrix product and no weight is moved.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from operator import getitem
@@ -93,7 +93,9 @@ def separated_classes(p: Propagation, model: nn.Module) -> dict[str, type[nn.Mod
     names = {id(tensor): name for name, tensor in named_tensors(model)[0].items()}
     regenerator = Regenerator(p, {}, model, writer=_SplittingWriter)
     classes = {}
-    for name in dict.fromkeys(p.trace.owner.get(stack.view, "") for stack in _stacks(p)):
+    for name in dict.fromkeys(
+        p.trace.owner.get(stack.view, "") for stack in _stacks(p, p.trace.nodes)
+    ):
         module = model.get_submodule(name)
         tensors = {
             local: names[id(tensor)]
@@ -120,7 +122,9 @@ class _SplittingWriter(Writer):
 
     def __init__(self, source: Source, kept: Mapping[Atom, Tensor], module: nn.Module) -> None:
         super().__init__(source, kept, module)
-        stacks = [s for s in _stacks(self.p) if self.trace.owner.get(s.view, "") == self.call.name]
+        own = self.trace.nodes[self.call.start : self.call.end]
+        found = _stacks(self.p, own)
+        stacks = [s for s in found if self.trace.owner.get(s.view, "") == self.call.name]
         self._stack_of = {node: stack for stack in stacks for node in (*stack.inside, *stack.takes)}
         self._pieces: dict[fx.Node, list[fx.Node]] = {}
 
@@ -158,10 +162,10 @@ class _SplittingWriter(Writer):
         return call(aten.contiguous.default, (x,)) if take.copied else x
 
 
-def _stacks(p: Propagation) -> Iterator[_Stack]:
-    """Every stack of parts that may lose units, within one module."""
+def _stacks(p: Propagation, nodes: Sequence[fx.Node]) -> Iterator[_Stack]:
+    """Every stack of parts that may lose units, and that one module makes and takes apart."""
     outputs = set(p.trace.outputs)
-    for node in p.trace.nodes:
+    for node in nodes:
         if node.op != "call_function" or op_name(node) not in _VIEWS:
             continue
         stack = _stack(p, node)
