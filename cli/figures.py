@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -51,11 +52,16 @@ def accuracy_bars(result: dict[str, Any]) -> str:
 def kept_map(result: dict[str, Any]) -> str:
     """Share of units kept, by place in the network and kind of group."""
     kinds = list(dict.fromkeys(group["kind"] for group in result["groups"]))
-    places: dict[str, dict[str, float]] = {}
+    counts: dict[str, dict[str, Counter[str]]] = {}
     for group in result["groups"]:
         found = re.search(r"\.(\d+)(?:\.|$)", group["name"])
         place = f"block {found[1]}" if found else "whole network"
-        places.setdefault(place, {})[group["kind"]] = group["kept"] / group["size"]
+        sums = counts.setdefault(place, {}).setdefault(group["kind"], Counter())
+        sums.update(kept=group["kept"], size=group["size"])
+    places = {
+        place: {kind: sums["kept"] / sums["size"] for kind, sums in of_kind.items()}
+        for place, of_kind in counts.items()
+    }
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 0.6 + 0.24 * len(places)))
         axes = figure.add_subplot()

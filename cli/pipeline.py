@@ -252,7 +252,8 @@ class _Stages:
 
     def _graph(self, name: str) -> depgraph.DependencyGraph:
         model = self._load(name)
-        return depgraph.trace(model, example_inputs(model))
+        separate = self.settings.pruning.get("separate", False)
+        return depgraph.trace(model, example_inputs(model), separate)
 
     def _cut_with(self) -> dict[str, Any]:
         settings = self.settings

@@ -13,7 +13,13 @@ from torch.utils import _pytree as pytree
 
 from depgraph._attributes import candidates, layer_attributes, with_integer
 from depgraph._edits import Edits
-from depgraph.axes import Atom, axis_atoms, axis_size, kept_indices, select_indices
+from depgraph.axes import (
+    axis_atoms,
+    axis_size,
+    kept_indices,
+    kept_sizes,
+    select_indices,
+)
 from depgraph.cost import value_shape
 from depgraph.errors import DepgraphError
 from depgraph.graph import DependencyGraph
@@ -44,9 +50,9 @@ class Slicer:
         self.model = model
         self.p: Propagation = graph.propagation
         self.kept = graph.kept_atoms(plan)
-        self.sizes: dict[Atom, int] = {atom: len(units) for atom, units in self.kept.items()}
+        self.sizes = kept_sizes(self.kept)
         self.modules = dict(model.named_modules())
-        self._regenerator = Regenerator(self.p, self.kept, model)
+        self._regenerator = Regenerator(self.p, self.kept, model, graph.separated)
         tensors, _ = named_tensors(model)
         self.first_name = {id(tensor): name for name, tensor in tensors.items()}
         self._reconsidered: set[str] = set()
@@ -194,9 +200,10 @@ class Slicer:
         return torch.empty(size, dtype=fake.dtype, device="meta")
 
     def add_classes(self, edits: Edits) -> None:
-        """Generated forwards for the modules that would compute with another temperature."""
+        """Generated forwards for modules of another temperature, and where parts are apart."""
+        generated = self.cut_attention | self.graph.separated.keys()
         for name in self.modules:
-            if self.calls.get(name) and name in self.cut_attention:
+            if self.calls.get(name) and name in generated:
                 edits.classes[name] = self.generated(name)
 
     def bypassed(self, edits: Edits) -> list[str]:

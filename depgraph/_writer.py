@@ -21,7 +21,7 @@ from depgraph._program import (
     require_same,
 )
 from depgraph._trusted import qualified_name
-from depgraph.axes import Atom, Axis, axis_atoms, axis_size
+from depgraph.axes import Atom, Axis, axis_atoms, axis_size, kept_sizes
 from depgraph.errors import DepgraphError
 from depgraph.literals import (
     GROUPED,
@@ -63,7 +63,7 @@ class Writer:
         self.names = source.names
         self.children = source.children
         self.kept = kept
-        self.sizes = {atom: len(units) for atom, units in kept.items()}
+        self.sizes = kept_sizes(kept)
         self.module = module
         self.graph = fx.Graph()
         self.made: dict[fx.Node, fx.Node] = {}

@@ -88,25 +88,39 @@ def kept_indices(axis: Axis, kept: Mapping[Atom, Tensor]) -> Tensor:
     axis : Axis
         Resolved.
     kept : mapping from Atom to LongTensor
-        Units kept, ascending; an atom left out keeps all.
+        Units kept, ascending; an atom left out keeps all. Of two dimensions: one row for each unit
+        of the factor before the atom (``heads`` before ``head_dim``), which chooses for itself.
 
     Returns
     -------
     LongTensor
         Indices into the dimension, in its own order.
     """
-    indices = torch.zeros(1, dtype=torch.long)
+    return _kept_rows(axis, kept, torch.zeros(1, dtype=torch.long)).flatten()
+
+
+def _kept_rows(axis: Axis, kept: Mapping[Atom, Tensor], before: Tensor) -> Tensor:
+    """The indices kept of an axis once for each of the units that the factor before it keeps."""
+    indices = torch.zeros(len(before), 1, dtype=torch.long)
     for factor in axis:
         if isinstance(factor, Concat):
             pieces, offset = [], 0
             for part in factor.parts:
-                pieces.append(kept_indices(part, kept) + offset)
+                pieces.append(_kept_rows(part, kept, before) + offset)
                 offset += axis_size(part)
-            units = torch.cat(pieces)
+            units = torch.cat(pieces, dim=1)
         else:
             units = kept.get(factor, torch.arange(factor.size))
-        indices = (indices[:, None] * factor_size(factor) + units).flatten()
+            units = units[before] if units.dim() > 1 else units.expand(len(before), -1)
+        size = factor_size(factor)
+        indices = (indices.reshape(-1, 1) * size + units).reshape(len(indices), -1)
+        before = units.flatten()
     return indices
+
+
+def kept_sizes(kept: Mapping[Atom, Tensor]) -> dict[Atom, int]:
+    """How many units each atom keeps."""
+    return {atom: units.shape[-1] for atom, units in kept.items()}
 
 
 def select_indices(tensor: Tensor, indices: Mapping[int, Tensor]) -> Tensor:

@@ -22,8 +22,10 @@ from depgraph.cost import mac_terms, total_macs, total_params
 from depgraph.empty import needs_a_unit
 from depgraph.errors import DepgraphError
 from depgraph.groups import Group, find_groups
+from depgraph.leads import check_rows, find_leads, has_rows
 from depgraph.plan import Plan, axis_spec, check_units
 from depgraph.propagate import Propagation
+from depgraph.separate import separated_classes, with_classes
 from depgraph.trace import Trace, trace_forward
 from depgraph.vanish import freeze_mixed_sums
 
@@ -39,11 +41,16 @@ class DependencyGraph:
         Prunable and frozen ones.
     num_params, macs : int
         Of the model as traced; multiply-accumulates for batch 1.
+    separated : dict of str to type
+        Classes of the modules in which parts of a layer were split to be traced, see `trace`.
     """
 
     @collection_paused()
-    def __init__(self, traced: Trace) -> None:
+    def __init__(
+        self, traced: Trace, separated: Mapping[str, type[nn.Module]] | None = None
+    ) -> None:
         self.traced = traced
+        self.separated = dict(separated or {})
         self.propagation = Propagation(traced)
         self.propagation.run()
         freeze_mixed_sums(self.propagation)
@@ -134,13 +141,39 @@ class DependencyGraph:
     def _needs_a_unit(self) -> dict[Atom, str]:
         return needs_a_unit(self.propagation)
 
-    def plan(self, kept: Mapping[str, Sequence[int] | Tensor]) -> Plan:
+    def lead(self, name: str) -> Group | None:
+        """The group along whose units a group may keep others for each: heads, for head dims.
+
+        Parameters
+        ----------
+        name : str
+
+        Returns
+        -------
+        Group or None
+            None where all that a group's units are part of has to keep the same ones.
+
+        Raises
+        ------
+        DepgraphError
+            When there is no such group.
+        """
+        atom = self._leads.get(self.group(name)._atom)
+        return next((group for group in self.groups if group._atom is atom), None)
+
+    @cached_property
+    def _leads(self) -> dict[Atom, Atom]:
+        return find_leads(self.propagation)
+
+    def plan(self, kept: Mapping[str, Any]) -> Plan:
         """A plan that keeps these units.
 
         Parameters
         ----------
         kept : mapping of str to sequence of int or Tensor
-            Units to keep of each group; a group left out keeps all.
+            Units to keep of each group; a group left out keeps all. Of a group that has a `lead`
+            also one row of as many units for each unit of that one, removed or not: each head then
+            keeps its own head dims.
 
         Returns
         -------
@@ -153,8 +186,15 @@ class DependencyGraph:
             none where `needs_a_unit`.
         """
         chosen: dict[str, tuple[int, ...]] = {}
+        choices: dict[str, tuple[tuple[int, ...], ...]] = {}
         for name, units in kept.items():
             group = self.group(name)
+            if has_rows(units):
+                rows = check_rows(group, self.lead(name), units)
+                units = rows[0]
+                if len(set(rows)) > 1:
+                    choices[name] = rows
+                    units = range(len(rows[0]))
             numbers = check_units(name, group.size, units)
             if len(numbers) == group.size:
                 continue
@@ -179,14 +219,16 @@ class DependencyGraph:
             {name: spec for name, spec in specs.items() if name in parameters},
             {name: spec for name, spec in specs.items() if name not in parameters},
             input_spec(self.traced.example),
+            bool(self.separated),
+            choices,
             self,
         )
 
     def kept_atoms(self, plan: Plan) -> dict[Atom, Tensor]:
-        """Units kept by a plan, by the atom of each group."""
+        """Units kept by a plan, by the atom of each group; see `depgraph.axes.kept_indices`."""
         return {
             self.group(name)._atom: torch.tensor(units, dtype=torch.long)
-            for name, units in plan.kept_units.items()
+            for name, units in {**plan.kept_units, **plan.choices}.items()
         }
 
     def to_networkx(self) -> nx.MultiDiGraph:
@@ -209,7 +251,7 @@ class DependencyGraph:
         write_graphml(self.to_networkx(), path)
 
 
-def trace(model: nn.Module, example_inputs: Any) -> DependencyGraph:
+def trace(model: nn.Module, example_inputs: Any, separate: bool = False) -> DependencyGraph:
     """Find which parameter dimensions of a model must shrink together.
 
     Parameters
@@ -221,6 +263,11 @@ def trace(model: nn.Module, example_inputs: Any) -> DependencyGraph:
         What the model is called with; a mapping holds keyword arguments. Only shapes and dtypes
         matter. A leading dimension of 1 is traced as 2 where the model allows it, so that the batch
         can be told from other dimensions.
+    separate : bool
+        Let parts of a layer that a view tells apart (q, k and v of one linear layer) lose different
+        units wherever nothing else couples them: the head dims of q and k are one group then, those
+        of v another. A sliced model splits there. Parameters keep their names and places, so that a
+        plan is one for the original model.
 
     Returns
     -------
@@ -230,6 +277,13 @@ def trace(model: nn.Module, example_inputs: Any) -> DependencyGraph:
     ------
     DepgraphError
         When the forward cannot be traced.
+
+    Notes
+    -----
+    With ``separate``, parts that a view puts at every third place instead of end to end, views that
+    another module takes apart, and those in modules whose forward cannot be generated stay as they
+    are. Tracing takes about three times as long. On the CPU torch's fast attention wants v as wide
+    as q and k: at other widths the attention, not the layers around it, takes about twice as long.
 
     Examples
     --------
@@ -252,7 +306,12 @@ def trace(model: nn.Module, example_inputs: Any) -> DependencyGraph:
         args = (example_inputs,)
     if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves((args, kwargs))):
         raise DepgraphError("the example inputs hold no Tensor; pass what the model is called with")
-    return DependencyGraph(trace_with_visible_batch(model, args, kwargs))
+    graph = DependencyGraph(trace_with_visible_batch(model, args, kwargs))
+    classes = separated_classes(graph.propagation, model) if separate else {}
+    if not classes:
+        return graph
+    copy = with_classes(model, classes)
+    return DependencyGraph(trace_with_visible_batch(copy, args, kwargs), classes)
 
 
 def trace_with_visible_batch(

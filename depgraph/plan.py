@@ -44,6 +44,11 @@ class Plan:
         The same for buffers.
     inputs : object
         Shapes and dtypes of the example inputs, to trace the model again.
+    separate : bool
+        Whether the graph is one in which parts of a layer are apart, see `depgraph.trace`.
+    choices : dict of str to tuple of tuple of int
+        Units kept of groups of which each unit of another keeps its own (head dims, by head), one
+        row for each of that one. In ``kept_units`` they are then only counted: ``0 .. k - 1``.
 
     Examples
     --------
@@ -63,6 +68,8 @@ class Plan:
     axes: dict[str, list[Spec]] = field(repr=False)
     buffer_axes: dict[str, list[Spec]] = field(repr=False)
     inputs: Any = field(repr=False)
+    separate: bool = False
+    choices: dict[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
     _graph: DependencyGraph | None = field(default=None, repr=False, compare=False)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Plan:
@@ -83,7 +90,7 @@ class Plan:
         atoms = {name: Atom(size) for name, size in self.sizes.items()}
         kept = {
             atoms[name]: torch.tensor(units, dtype=torch.long)
-            for name, units in self.kept_units.items()
+            for name, units in {**self.kept_units, **self.choices}.items()
         }
         out: dict[str, dict[int, Tensor]] = {}
         for name, specs in axes.items():
@@ -130,6 +137,8 @@ class Plan:
             "num_params": self.num_params,
             "macs": self.macs,
             "inputs": self.inputs,
+            "separate": self.separate,
+            "choices": self.choices,
             "axes": self.axes,
             "buffer_axes": self.buffer_axes,
         }
@@ -166,6 +175,11 @@ class Plan:
                 data["axes"],
                 data["buffer_axes"],
                 data["inputs"],
+                bool(data.get("separate", False)),  # these two are not in earlier plans
+                {
+                    str(name): tuple(tuple(map(int, row)) for row in rows)
+                    for name, rows in data.get("choices", {}).items()
+                },
             )
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
             raise DepgraphError(
@@ -175,6 +189,12 @@ class Plan:
             if name not in plan.sizes:
                 raise DepgraphError(f"the plan keeps units of '{name}' but does not say its size")
             check_units(name, plan.sizes[name], units)
+            for row in plan.choices.get(name, ()):
+                if len(check_units(name, plan.sizes[name], row)) != len(units):
+                    raise DepgraphError(
+                        f"group '{name}': a row of the plan's choices has other than {len(units)} "
+                        "units"
+                    )
         return plan
 
 

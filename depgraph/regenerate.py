@@ -33,12 +33,31 @@ class Regenerator:
     """Generates forwards for the modules of one model.
 
     They are read from the trace of the whole model, and from a second one in the other mode.
+
+    Parameters
+    ----------
+    outer : Propagation
+        Of the whole model.
+    kept : mapping of Atom to LongTensor
+    model : nn.Module
+    classes : mapping of str to type, optional
+        Of the modules that had another class than the model's when it was traced.
+    writer : type, optional
     """
 
-    def __init__(self, outer: Propagation, kept: Mapping[Atom, Tensor], model: nn.Module) -> None:
+    def __init__(
+        self,
+        outer: Propagation,
+        kept: Mapping[Atom, Tensor],
+        model: nn.Module,
+        classes: Mapping[str, type[nn.Module]] | None = None,
+        writer: type[Writer] = Writer,
+    ) -> None:
         self._outer = outer
         self._kept = kept
         self._model = model
+        self._classes = classes or {}
+        self._writer = writer
         self._whole: dict[bool, Propagation | None] = {}
         self._names_of: dict[int, list[str]] = {}
         for name, child in model.named_modules(remove_duplicate=False):
@@ -72,7 +91,9 @@ class Regenerator:
         for training, mode in ((False, "eval"), (True, "train")):
             source = self._source(module, call, tensors, training)
             programs[mode] = (
-                None if source is None else to_program(Writer(source, self._kept, module).write())
+                None
+                if source is None
+                else to_program(self._writer(source, self._kept, module).write())
             )
         if programs["train"] == programs["eval"]:
             del programs["train"]
@@ -99,6 +120,8 @@ class Regenerator:
         if all(mode == training for mode in self._outer.trace.modes.values()):
             return self._outer
         copy = structural_copy(self._model)
+        for name, cls in self._classes.items():
+            copy.get_submodule(name).__class__ = cls
         copy.train(training)
         try:
             traced = trace_forward(copy, *self._outer.trace.example)

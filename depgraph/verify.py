@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, fx, nn
 
-from depgraph.axes import Atom, axis_atoms, axis_size
+from depgraph.axes import Atom, axis_atoms, axis_size, kept_sizes
 from depgraph.cost import value_shape
 from depgraph.errors import DepgraphError
 from depgraph.literals import GROUPED, PARTING, RANGES, SIZE_ARGUMENTS, kept_range, range_of
@@ -44,7 +44,7 @@ def verify(graph: DependencyGraph, small: nn.Module, kept: Mapping[Atom, Tensor]
     Mismatch
         Naming the module and the groups, when an op, a shape or a number differs.
     """
-    sizes = {atom: len(units) for atom, units in kept.items()}
+    sizes = kept_sizes(kept)
     args, kwargs = graph.traced.example
     modes = {name: module.training for name, module in small.named_modules()}
     for name, module in small.named_modules():
@@ -124,7 +124,7 @@ def _same_numbers(p: Propagation, old: fx.Node, new: fx.Node, kept: Mapping[Atom
             return False
     if name in GROUPED:
         axis = group_axis(p, old)
-        sizes = {atom: len(units) for atom, units in kept.items()}
+        sizes = kept_sizes(kept)
         groups = axis_size(axis, sizes) if axis else arguments(old)[GROUPED[name]]
         if arguments(new)[GROUPED[name]] != groups:
             return False

@@ -55,12 +55,13 @@ class Attention:
 
     Attributes
     ----------
-    group : Group
-        The units are the head dims.
+    query_group, value_group : Group
+        The units are the head dims of q and k, and those of v; one group where they are coupled.
     query, key, value, output : Part
     """
 
-    group: Group
+    query_group: Group
+    value_group: Group
     query: Part
     key: Part
     value: Part
@@ -83,17 +84,19 @@ def find_attentions(graph: DependencyGraph) -> list[Attention]:
     by_atom = {group._atom: group for group in graph.prunable if group.kind == "head_dim"}
     found = []
     for product in attention_products(graph.propagation):
-        atoms = {*product.query_dim, *product.value_dim}
-        if op_name(product.node) != "aten.scaled_dot_product_attention" or len(atoms) != 1:
+        dims = (product.query_dim, product.value_dim)
+        if op_name(product.node) != "aten.scaled_dot_product_attention":
             continue
-        group = by_atom.get(atoms.pop())  # type: ignore[arg-type]
-        attention = None if group is None else _attention(graph, product.node, group)
+        groups = [by_atom[dim[0]] for dim in dims if len(dim) == 1 and dim[0] in by_atom]
+        attention = _attention(graph, product.node, *groups) if len(groups) == 2 else None
         if attention is not None:
             found.append(attention)
     return found
 
 
-def _attention(graph: DependencyGraph, node: fx.Node, group: Group) -> Attention | None:
+def _attention(
+    graph: DependencyGraph, node: fx.Node, query_group: Group, value_group: Group
+) -> Attention | None:
     a = arguments(node)
     paths = [_path_back(a[name]) for name in ("query", "key", "value")]
     ahead = _path_ahead(node)
@@ -108,17 +111,21 @@ def _attention(graph: DependencyGraph, node: fx.Node, group: Group) -> Attention
     if not sealed or read is None or any(part is None for part in parts):
         return None
     query, key, value = (part for part in parts if part is not None)
-    attention = Attention(group, query, key, value, read)
+    attention = Attention(query_group, value_group, query, key, value, read)
     return attention if _is_whole(graph, attention) else None
 
 
 def _is_whole(graph: DependencyGraph, attention: Attention) -> bool:
-    """Whether the parts are all members that the group has, in the shape of heads by head dims."""
+    """Whether the parts are all members the groups have, in the shape of heads by head dims."""
     parts = (attention.query, attention.key, attention.value, attention.output)
     known = {name for part in parts for name in (part.weight, *part.bias)}
-    members = (*attention.group.members, *attention.group.buffers)
-    shapes = {tuple(part.index.shape) for part in parts}
-    return {m.parameter for m in members} <= known and len(shapes) == 1
+    members = [
+        member.parameter
+        for group in (attention.query_group, attention.value_group)
+        for member in (*group.members, *group.buffers)
+    ]
+    shapes = [tuple(part.index.shape) for part in parts]
+    return known.issuperset(members) and shapes[0] == shapes[1] and shapes[2] == shapes[3]
 
 
 def _path_back(node: fx.Node) -> list[fx.Node] | None:

@@ -147,7 +147,7 @@ class _Statistics:
                 self._output(attention, call.rows, gradient)
 
     def _add(self, attention: Attention, what: str, value: Tensor) -> None:
-        key = (attention.group.name, what)
+        key = (attention.output.weight, what)
         self.sums[key] = self.sums[key] + value if key in self.sums else value
 
     def _query(self, attention: Attention, output: Tensor, gradient: Tensor) -> None:
@@ -173,7 +173,7 @@ class _Statistics:
     def value(self, attention: Attention) -> tuple[Tensor, Tensor]:
         """Weighted covariance of what each head gives; second moment of the output's gradient."""
         total, moment, mean, gradients = (
-            self.sums[attention.group.name, what]
+            self.sums[attention.output.weight, what]
             for what in ("output_weight", "output", "output_sum", "gradients")
         )
         mean = mean / total
@@ -182,7 +182,7 @@ class _Statistics:
     def query_key(self, attention: Attention) -> tuple[Tensor, Tensor, Tensor]:
         """Moments of q and k, and of the gradient of q, of each head."""
         whats = ("query", "key", "query_gradients")
-        query, key, gradients = (self.sums[attention.group.name, what] for what in whats)
+        query, key, gradients = (self.sums[attention.output.weight, what] for what in whats)
         trace = query.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
         return query / trace.clamp_min(1e-30), key, gradients
 

@@ -62,12 +62,14 @@ class OBS:
         names = {m.parameter for g in graph.prunable for m in g.members}
         parameters = dict(model.named_parameters())
         moments = layer_moments(model, names, batches)
-        queries = {a.group.name: a for a in find_attentions(graph)}
+        queries = {a.query_group.name: a for a in find_attentions(graph)}
         scores = {}
         for group in graph.prunable:
             score = self._readers(group, parameters, moments)
             if group.name in queries:
-                score = score + gate_scores(queries[group.name], parameters, moments)
+                costs = gate_scores(queries[group.name], parameters, moments)
+                # of pairs of a head and a dim, or of dims that all heads share
+                score = score + (costs.flatten() if len(score) > costs.shape[1] else costs.sum(0))
             elif not score.any():
                 score = self._writers(group, parameters, moments)
             scores[group.name] = score
@@ -118,11 +120,11 @@ def gate_costs(weight: Tensor, moments: Moments) -> Tensor:
 def gate_scores(
     attention: Attention, parameters: dict[str, nn.Parameter], moments: dict[str, Moments]
 ) -> Tensor:
-    """What the dims of the query cost, summed over heads; zeros when they were not seen."""
-    name = attention.query.weight
+    """What the dims of the query cost (heads, head_dim); zeros when they were not seen."""
+    name, index = attention.query.weight, attention.query.index
     if name not in moments:
-        return torch.zeros(attention.group.size, dtype=torch.float64)
-    return gate_costs(parameters[name], moments[name])[attention.query.index].sum(0).cpu()
+        return torch.zeros(index.shape, dtype=torch.float64)
+    return gate_costs(parameters[name], moments[name])[index].cpu()
 
 
 def eliminate(weight: Tensor, moments: Moments, columns: Tensor, damping: float) -> Tensor:

@@ -16,6 +16,7 @@ from pruners.basis import align_head_dims
 from pruners.compensation import compensate as refit
 from pruners.gradient import Loss
 from pruners.metrics import Batch, Metric, make_metric
+from pruners.own import own_choices
 
 DEFAULT_SAMPLES = 64
 """Samples that a metric with data looks at, unless told otherwise or it asks for more."""
@@ -42,6 +43,8 @@ def prune(
     num_samples: int | None = None,
     compensate: bool | None = None,
     num_calibration: int | None = None,
+    separate: bool = False,
+    per_head: bool = False,
     seed: int = 0,
     loss: Loss | None = None,
 ) -> tuple[nn.Module, Plan]:
@@ -74,6 +77,12 @@ def prune(
         Without it the result computes exactly what the model computes with the units switched off.
     num_calibration : int, optional
         Samples to compensate with; 256 by default, or as many as there are.
+    separate : bool
+        Let the head dims of v differ in number from those of q and k; `depgraph.trace` says what
+        that costs in speed.
+    per_head : bool
+        Let each head keep head dims of its own, as many as the others (`pruners.own`). Principal
+        directions are each head's own already: only without compensation.
     seed : int
         For the random metric.
     loss : callable, optional
@@ -115,6 +124,8 @@ def prune(
         num_samples=num_samples,
         compensate=compensate,
         num_calibration=num_calibration,
+        separate=separate,
+        per_head=per_head,
         seed=seed,
         loss=loss,
     )
@@ -155,6 +166,8 @@ def plan_cut(
     num_samples: int | None = None,
     compensate: bool | None = None,
     num_calibration: int | None = None,
+    separate: bool = False,
+    per_head: bool = False,
     seed: int = 0,
     loss: Loss | None = None,
     **choices: Any,
@@ -165,7 +178,7 @@ def plan_cut(
     ----------
     model, example_inputs, metric, ratio, batches, num_samples, compensate, num_calibration
         As in `prune`.
-    seed, loss
+    separate, per_head, seed, loss
         As in `prune`.
     **choices
         The other arguments of `prune`.
@@ -183,7 +196,12 @@ def plan_cut(
     compensate = batches is not None if compensate is None else compensate
     if compensate and batches is None:
         raise DepgraphError("compensation needs data; pass batches, or compensate=False")
-    graph = trace(model, example_inputs)
+    if compensate and per_head:
+        raise DepgraphError(
+            "compensation turns the dims of each head by themselves already; leave per_head out, "
+            "or pass compensate=False"
+        )
+    graph = trace(model, example_inputs, separate)
     choose = allocator(graph, **with_defaults(scorer, ratio=ratio, **choices))  # refuses first
     if loss is not None and hasattr(scorer, "loss"):
         scorer.loss = loss
@@ -192,8 +210,11 @@ def plan_cut(
         batches, calibration = _shared(model, scorer, batches, num_samples, num_calibration)
         model = copy.deepcopy(model)
         align_head_dims(model, graph, calibration, seed)
-    scores = score(model, graph, scorer, batches, num_samples=num_samples)
-    return PlannedCut(model, graph, graph.plan(choose(scores)), calibration)
+    taken = _scored_on(model, scorer, batches, num_samples)
+    kept = choose(scorer.score(model, graph, taken))
+    if per_head:
+        kept = own_choices(model, graph, scorer, taken, kept)
+    return PlannedCut(model, graph, graph.plan(kept), calibration)
 
 
 def with_defaults(
@@ -283,15 +304,21 @@ def score(
         When the metric needs data and there is none, or less than asked for.
     """
     scorer = make_metric(metric, seed=seed)
-    taken: list[Batch] = []
-    if scorer.needs_data:
-        if batches is None:
-            raise DepgraphError(
-                f"metric '{scorer.name}' needs data; pass batches=[(inputs, targets), ...]"
-            )
-        wanted = samples_wanted(scorer) if num_samples is None else num_samples
-        taken = take_samples(batches, wanted, _device(model), exact=num_samples is not None)
-    return scorer.score(model, graph, taken)
+    return scorer.score(model, graph, _scored_on(model, scorer, batches, num_samples))
+
+
+def _scored_on(
+    model: nn.Module, scorer: Metric, batches: Iterable[Batch] | None, num_samples: int | None
+) -> list[Batch]:
+    """The samples that a metric looks at; none for one that needs no data."""
+    if not scorer.needs_data:
+        return []
+    if batches is None:
+        raise DepgraphError(
+            f"metric '{scorer.name}' needs data; pass batches=[(inputs, targets), ...]"
+        )
+    wanted = samples_wanted(scorer) if num_samples is None else num_samples
+    return take_samples(batches, wanted, _device(model), exact=num_samples is not None)
 
 
 def take_samples(
