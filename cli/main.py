@@ -13,9 +13,11 @@ import click
 from cli.commands.bench import bench
 from cli.commands.demo import demo
 from cli.commands.evaluate import evaluate
+from cli.commands.export import export
 from cli.commands.finetune import finetune
 from cli.commands.inspect import inspect
 from cli.commands.prune import prune
+from cli.commands.push_to_hub import push_to_hub
 from cli.commands.run import run
 from depgraph import DepgraphError
 
@@ -78,7 +80,7 @@ def program(debug: bool) -> None:
     """Prune vision transformers by their dependency graph, and judge them on an unseen domain."""
 
 
-for command in (demo, inspect, prune, finetune, evaluate, bench, run):
+for command in (demo, inspect, prune, finetune, evaluate, bench, run, export, push_to_hub):
     program.add_command(command)
 
 
