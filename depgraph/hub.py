@@ -14,6 +14,8 @@ from depgraph.errors import DepgraphError
 
 PREFIX = "hf-hub:"
 
+_STRUCTURE = "structure.json"
+
 FILES = ("*.json", "*.safetensors")
 """What a saved model is made of."""
 
@@ -41,40 +43,36 @@ def fetch(name: str) -> Path:
     DepgraphError
         When the repository cannot be had, or holds no model that this tool saved.
     """
-    if not is_saved(name):
-        raise DepgraphError(
-            f"'{name}' has no structure.json: depgraph.save did not write it; models of timm are "
-            "made by timm.create_model"
-        )
     repo, revision = _parts(name)
     try:
+        huggingface_hub.hf_hub_download(repo, _STRUCTURE, revision=revision)
         found = huggingface_hub.snapshot_download(
             repo, revision=revision, allow_patterns=list(FILES)
         )
+    except LocalEntryNotFoundError as error:
+        raise _unavailable(name, error) from error
+    except EntryNotFoundError as error:
+        raise DepgraphError(
+            f"'{name}' has no {_STRUCTURE}: depgraph.save did not write it; models of timm are "
+            "made by timm.create_model"
+        ) from error
+    except HFValidationError as error:
+        raise DepgraphError(f"'{name}' is no name on the hub; write hf-hub:owner/name") from error
     except OSError as error:  # the hub's own errors among them
         raise _unavailable(name, error) from error
     return Path(found)
 
 
 def is_saved(name: str) -> bool:
-    """Whether a repository holds a model that this tool saved, rather than one of timm's.
+    """Whether a repository is known to hold a model that this tool saved, not one of timm's.
 
-    Raises
-    ------
-    DepgraphError
-        When that cannot be told, for want of a network or of the repository.
+    One that cannot be had now is not: timm may have it in its cache, and says so if not.
     """
     repo, revision = _parts(name)
     try:
-        huggingface_hub.hf_hub_download(repo, "structure.json", revision=revision)
-    except LocalEntryNotFoundError as error:
-        raise _unavailable(name, error) from error
-    except EntryNotFoundError:
+        huggingface_hub.hf_hub_download(repo, _STRUCTURE, revision=revision)
+    except (EntryNotFoundError, HFValidationError, OSError):
         return False
-    except HFValidationError as error:
-        raise DepgraphError(f"'{name}' is no name on the hub; write hf-hub:owner/name") from error
-    except OSError as error:
-        raise _unavailable(name, error) from error
     return True
 
 

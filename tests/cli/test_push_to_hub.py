@@ -71,7 +71,8 @@ def test_a_repository_in_a_directory_is_complete(
     config = json.loads((out / "config.json").read_text())
     assert config["architecture"] == "vit_tiny_patch16_224" and config["num_classes"]
     card = ModelCard.load(out / "README.md")
-    assert card.data.license == "apache-2.0" and card.data.base_model
+    assert card.data.license == "apache-2.0"
+    assert card.data.base_model is None  # its weights started at random
     text = card.text
     assert "depgraph-prune prune" in text and "| parameters |" in text
     assert 'depgraph.load("hf-hub:me/half")' in text
