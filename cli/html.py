@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, select_autoescape
+from jinja2 import Environment, PackageLoader, Template, select_autoescape
+from plotly.offline import get_plotlyjs
 
 from cli import figures
 from cli.output import percent
@@ -23,6 +24,11 @@ def html_environment() -> Environment:
     return environment
 
 
+def template(name: str) -> Template:
+    """A template of the package, with the filters of all of them."""
+    return html_environment().get_template(name)
+
+
 def report_page(result: dict[str, Any], data: DomainData) -> str:
     """The page of one run: what was done, how good, how fast, and what is gone.
 
@@ -38,21 +44,36 @@ def report_page(result: dict[str, Any], data: DomainData) -> str:
     str
         HTML that needs no other file and no network.
     """
-    return (
-        html_environment()
-        .get_template("report.html.j2")
-        .render(
-            result=result,
-            accuracy=figures.accuracy_bars(result),
-            kept=figures.kept_map(result),
-            latency=figures.latency_bars(result),
-            curves=figures.training_curves(result),
-            samples=figures.sample_images(data),
-            settings=json.dumps(result["settings"], indent=1),
-        )
+    return template("report.html.j2").render(
+        result=result,
+        accuracy=figures.accuracy_bars(result),
+        kept=figures.kept_map(result),
+        latency=figures.latency_bars(result),
+        curves=figures.training_curves(result),
+        samples=figures.sample_images(data),
+        settings=json.dumps(result["settings"], indent=1),
     )
 
 
-def inspect_page(result: dict[str, Any]) -> str:
-    """The page of a model's groups and their members."""
-    return html_environment().get_template("inspect.html.j2").render(result=result)
+def inspect_page(result: dict[str, Any], groups: list[dict[str, Any]]) -> str:
+    """The page of a model's groups, to explore by clicks.
+
+    Parameters
+    ----------
+    result : dict
+        As `inspect --json` prints it.
+    groups : list of dict
+        See `cli.explore.explore`.
+
+    Returns
+    -------
+    str
+        HTML that needs no other file and no network: plotly's own script is in it.
+    """
+    shown = [{**a, **b} for a, b in zip(result["groups"], groups, strict=True)]
+    return template("inspect.html.j2").render(
+        result=result,
+        groups=shown,
+        columns=len({group["place"] for group in shown}),
+        plotly=get_plotlyjs(),
+    )

@@ -13,10 +13,12 @@ from cli.commands.bench import bench
 from cli.commands.data import data
 from cli.commands.demo import demo
 from cli.commands.evaluate import evaluate
+from cli.commands.export import export
 from cli.commands.finetune import finetune
 from cli.commands.inspect import inspect
 from cli.commands.metrics import metrics
 from cli.commands.prune import prune
+from cli.commands.push_to_hub import push_to_hub
 from cli.commands.report import report
 from cli.commands.run import run
 from cli.commands.sweep import sweep
@@ -56,7 +58,7 @@ def program(debug: bool) -> None:
 
 for command in (
     *(demo, inspect, metrics, prune, finetune, evaluate, bench, run),
-    *(sweep, report, data),
+    *(sweep, report, data, export, push_to_hub),
 ):
     program.add_command(command)
 

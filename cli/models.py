@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from cli.saved import load_saved
 from depgraph import DepgraphError
+from depgraph.hub import is_hub_name, is_saved
 
 # What torch, safetensors and timm raise for files that hold no state dict of tensors.
 _UNREADABLE: tuple[type[Exception], ...] = (
@@ -74,7 +75,7 @@ def load_model(
         For a name that timm does not know, arguments its constructor refuses, and weights that
         cannot be had or do not fit.
     """
-    if name and Path(name).is_dir():
+    if (name and Path(name).is_dir()) or (is_hub_name(name) and is_saved(name)):
         given = {"--weights": weights, "--img-size": img_size, "--model-arg": model_args}
         said = next((option for option, value in given.items() if value), None)
         if said is not None:

@@ -11,6 +11,7 @@ from torch import nn
 
 import depgraph
 from depgraph import DepgraphError
+from depgraph.hub import fetch, is_hub_name
 
 
 def load_saved(directory: Path, *, num_classes: int | None = None, seed: int = 0) -> nn.Module:
@@ -49,7 +50,12 @@ def load_saved(directory: Path, *, num_classes: int | None = None, seed: int = 0
 
 
 def saved_in(directory: Path) -> Path | None:
-    """Where the saved model is: the directory itself, or ``pruned`` of a run's directory."""
+    """Where the saved model is: the directory itself, or ``pruned`` of a run's directory.
+
+    One on the Hugging Face hub, ``hf-hub:owner/name``, is fetched.
+    """
+    if is_hub_name(directory):
+        return fetch(str(directory))
     for place in (directory, directory / "pruned"):
         if (place / "structure.json").exists():
             return place

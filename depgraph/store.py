@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from depgraph._structure import Decoder, Encoder
 from depgraph.checkpoint import INDEX, WEIGHTS, Checkpoint, shards_of, weight_files
 from depgraph.errors import DepgraphError
+from depgraph.hub import fetch, is_hub_name
 from depgraph.plan import Plan
 
 FORMAT = 1
@@ -191,6 +192,7 @@ def load(directory: str | PathLike[str], device: str | torch.device = "cpu") -> 
     Parameters
     ----------
     directory : path
+        Or ``"hf-hub:owner/name"``, for one on the Hugging Face hub.
     device : str or torch.device
         Where its tensors go.
 
@@ -204,7 +206,7 @@ def load(directory: str | PathLike[str], device: str | torch.device = "cpu") -> 
     DepgraphError
         When a file is missing or damaged, or the model needs a package that is not there.
     """
-    directory = Path(directory)
+    directory = fetch(str(directory)) if is_hub_name(directory) else Path(directory)
     structure = _read_structure(directory)
     tensors: dict[str, Tensor] = {}
     for file in weight_files(directory):
