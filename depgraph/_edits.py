@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from depgraph._modules import named_modules
+
 
 @dataclass
 class Edits:
@@ -18,7 +20,7 @@ class Edits:
 
     def apply(self, model: nn.Module) -> None:
         """Make the changes in the model itself."""
-        for module in model.modules():
+        for module in named_modules(model).values():
             registries: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
             for registry in registries:
                 for key, tensor in registry.items():
@@ -28,7 +30,7 @@ class Edits:
 
     def apply_structure(self, model: nn.Module) -> None:
         """Set attributes and generated forwards."""
-        for name, module in model.named_modules():
+        for name, module in named_modules(model).items():
             vars(module).update(self.attributes.get(name, {}))
             if name in self.classes:
                 module.__class__ = self.classes[name]

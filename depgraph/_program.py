@@ -11,6 +11,7 @@ import dataclasses
 import operator
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import fx, nn
@@ -169,7 +170,19 @@ def programmed_class(base: type[nn.Module], programs: dict[str, Program | None])
     Returns
     -------
     type
+        One for all modules with the same base and the same programs.
     """
+    key = (base, repr(programs))
+    made = _classes.get(key)
+    if made is None:
+        made = _classes[key] = _new_class(base, programs)
+    return made
+
+
+_classes: WeakValueDictionary[tuple[type, str], type[nn.Module]] = WeakValueDictionary()
+
+
+def _new_class(base: type[nn.Module], programs: dict[str, Program | None]) -> type[nn.Module]:
     namespace: dict[str, Any] = {
         "depgraph_programs": programs,
         "__module__": base.__module__,

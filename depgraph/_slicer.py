@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cache, cached_property, partial
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from depgraph._attributes import candidates, layer_attributes, with_integer
 from depgraph._edits import Edits
+from depgraph._modules import named_modules
 from depgraph.axes import (
     axis_atoms,
     axis_size,
@@ -51,12 +52,14 @@ class Slicer:
         self.p: Propagation = graph.propagation
         self.kept = graph.kept_atoms(plan)
         self.sizes = kept_sizes(self.kept)
-        self.modules = dict(model.named_modules())
+        self.modules = named_modules(model)
         self._regenerator = Regenerator(self.p, self.kept, model, graph.separated)
         tensors, _ = named_tensors(model)
         self.first_name = {id(tensor): name for name, tensor in tensors.items()}
         self._reconsidered: set[str] = set()
         self.calls = graph.traced.calls_of
+        # many parameters share an axis
+        self._indices = cache(partial(kept_indices, kept=self.kept))
 
     def new_tensors(self, share: bool) -> dict[int, Tensor]:
         """The tensor to put in place of each old one; unpruned ones are shared or copied."""
@@ -76,7 +79,7 @@ class Slicer:
     def _sliced(self, name: str, tensor: Tensor) -> Tensor:
         node = self.graph.traced.tensors.get(name)
         indices = {
-            dim: kept_indices(axis, self.kept).to(tensor.device)
+            dim: self._indices(axis).to(tensor.device)
             for dim, axis in enumerate(self.p.axes(node))
             if any(atom in self.kept for atom in axis_atoms(axis))
         }
@@ -273,18 +276,15 @@ class Slicer:
         return False
 
     def _is_layer(self, name: str) -> bool:
-        return _is_torch_layer(self.modules[name])
+        """Whether a module is one of torch's own layers, whose sizes are its parameters'."""
+        module = self.modules[name]
+        return type(module).__module__.startswith("torch.nn.") and not any(module.children())
 
     def generated(self, name: str) -> type[nn.Module]:
         """The class of a module with its forward generated for the plan."""
         module = self.modules[name]
         tensors = self.own_tensors(module, recurse=True)
         return self._regenerator.generate(module, self.calls[name][0], tensors)
-
-
-def _is_torch_layer(module: nn.Module) -> bool:
-    """Whether a module is one of torch's own layers, whose sizes are its parameters'."""
-    return type(module).__module__.startswith("torch.nn.") and not any(module.children())
 
 
 def _likeliest(options: dict[tuple[Any, ...], list[int]]) -> dict[tuple[Any, ...], int]:

@@ -25,7 +25,13 @@ def source_line() -> str:
 def is_foreign(frame: FrameType) -> bool:
     """Whether a frame runs code that is neither torch's nor ours, nor generated."""
     file = frame.f_code.co_filename
-    return not file.startswith(_OURS) and file[:1] != "<"
+    known = _foreign.get(file)
+    if known is None:
+        known = _foreign[file] = not file.startswith(_OURS) and file[:1] != "<"
+    return known
+
+
+_foreign: dict[str, bool] = {}
 
 
 def place(frame: FrameType, line: int) -> str:

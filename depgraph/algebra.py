@@ -36,7 +36,10 @@ class Algebra:
 
     def resolve(self, axis: Axis) -> Axis:
         """The axis in terms of root atoms; concatenations of equal parts become products."""
-        if all(isinstance(f, Atom) and f.bound is None for f in axis):
+        for factor in axis:
+            if type(factor) is not Atom or factor.bound is not None:
+                break
+        else:
             return axis
         out: list[Factor] = []
         for factor in axis:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import count
-from math import prod
 
 import torch
 from torch import Tensor
@@ -60,7 +59,13 @@ Axis = tuple[Factor, ...]
 
 def axis_size(axis: Axis, sizes: Mapping[Atom, int] | None = None) -> int:
     """Number of indices of a resolved axis, with some atoms at other sizes."""
-    return prod(factor_size(factor, sizes) for factor in axis)
+    size = 1
+    for factor in axis:
+        if type(factor) is Atom:
+            size *= factor.size if sizes is None else sizes.get(factor, factor.size)
+        else:
+            size *= factor_size(factor, sizes)
+    return size
 
 
 def factor_size(factor: Factor, sizes: Mapping[Atom, int] | None = None) -> int:
@@ -110,7 +115,7 @@ def _kept_rows(axis: Axis, kept: Mapping[Atom, Tensor], before: Tensor) -> Tenso
                 offset += axis_size(part)
             units = torch.cat(pieces, dim=1)
         else:
-            units = kept.get(factor, torch.arange(factor.size))
+            units = kept[factor] if factor in kept else torch.arange(factor.size)
             units = units[before] if units.dim() > 1 else units.expand(len(before), -1)
         size = factor_size(factor)
         indices = (indices.reshape(-1, 1) * size + units).reshape(len(indices), -1)
@@ -125,7 +130,8 @@ def kept_sizes(kept: Mapping[Atom, Tensor]) -> dict[Atom, int]:
 
 def select_indices(tensor: Tensor, indices: Mapping[int, Tensor]) -> Tensor:
     """A tensor's entries at these indices of some dimensions."""
-    if len(indices) < 2 or 0 not in indices or tensor.is_meta:
+    small = tensor.numel() <= _CACHED
+    if len(indices) < 2 or 0 not in indices or small or tensor.is_meta:
         for dim, here in indices.items():
             tensor = tensor.index_select(dim, here)
         return tensor

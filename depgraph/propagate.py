@@ -231,9 +231,17 @@ def _source(node: fx.Node) -> str:
 def op_name(node: fx.Node) -> str:
     """``"aten.linear"`` for ``aten.linear.default``; the own name of any other function."""
     target = node.target
-    if isinstance(target, torch._ops.OpOverload):
-        return f"{target.namespace}.{target._opname}"
-    return getattr(target, "__name__", str(target))
+    name = _op_names.get(target)
+    if name is None:
+        if isinstance(target, torch._ops.OpOverload):
+            name = f"{target.namespace}.{target._opname}"
+        else:
+            name = getattr(target, "__name__", str(target))
+        _op_names[target] = name
+    return name
+
+
+_op_names: dict[Any, str] = {}
 
 
 def find_rule(node: fx.Node) -> Rule | None:
@@ -249,8 +257,10 @@ def units_needed(p: Propagation, node: fx.Node) -> Iterable[Axis]:
 def _registered(node: fx.Node) -> str:
     """The name under which the rule of a node is registered, if any is."""
     name = op_name(node)
+    if name in RULES:
+        return name
     tags = getattr(node.target, "tags", ())
-    names = (name, name.rstrip("_"), *(["pointwise"] if torch.Tag.pointwise in tags else []))
+    names = (name.rstrip("_"), *(["pointwise"] if torch.Tag.pointwise in tags else []))
     return next((known for known in names if known in RULES), name)
 
 
@@ -259,6 +269,13 @@ def arguments(node: fx.Node) -> dict[str, Any]:
     target = node.target
     if not isinstance(target, torch._ops.OpOverload):
         return dict(node.kwargs)
-    given = dict(zip((a.name for a in target._schema.arguments), node.args, strict=False))
-    defaults = {a.name: a.default_value for a in target._schema.arguments if a.has_default_value()}
-    return {**defaults, **given, **node.kwargs}
+    if target not in _schemas:
+        known = target._schema.arguments
+        defaults = {a.name: a.default_value for a in known if a.has_default_value()}
+        _schemas[target] = (tuple(a.name for a in known), defaults)
+    names, defaults = _schemas[target]
+    return {**defaults, **dict(zip(names, node.args, strict=False)), **node.kwargs}
+
+
+_schemas: dict[Any, tuple[tuple[str, ...], dict[str, Any]]] = {}
+"""Names of the arguments of an op, and the defaults that it has."""

@@ -8,7 +8,6 @@ the range of nodes that it made.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -20,6 +19,7 @@ from torch.utils import _pytree as pytree
 from depgraph._caches import caches_bypassed
 from depgraph._calls import ModuleCall
 from depgraph._collection import collection_paused
+from depgraph._modules import named_modules, named_tensors, structural_copy
 from depgraph._recorder import READS, Recorder
 from depgraph._source import is_foreign, place
 from depgraph.errors import DepgraphError
@@ -71,44 +71,6 @@ def shape(node: fx.Node) -> tuple[int, ...]:
     return tuple(value.shape) if isinstance(value, Tensor) else ()
 
 
-def structural_copy(model: nn.Module) -> nn.Module:
-    """Copy of the module tree that shares every parameter and buffer with the original.
-
-    Parameters
-    ----------
-    model : nn.Module
-
-    Returns
-    -------
-    nn.Module
-        New module objects; attributes are copied, tensors that are registered are not.
-    """
-    memo: dict[int, Any] = {}
-    for module in model.modules():
-        for tensor in (*module._parameters.values(), *module._buffers.values()):
-            if tensor is not None:
-                memo[id(tensor)] = tensor
-    plain = [module for module in model.modules() if not hasattr(type(module), "__deepcopy__")]
-    # deepcopy itself would spend most of the time on the empty hook registries of every module
-    memo.update((id(module), type(module).__new__(type(module))) for module in plain)
-    for module in plain:
-        state = vars(memo[id(module)])
-        for name, value in vars(module).items():
-            state[name] = value.copy() if _is_flat(value) else copy.deepcopy(value, memo)
-    return copy.deepcopy(model, memo)
-
-
-def _is_flat(value: Any) -> bool:
-    """Whether a container holds nothing that a copy of it must not share."""
-    return isinstance(value, (dict, set)) and not value
-
-
-def named_tensors(model: nn.Module) -> tuple[dict[str, Tensor], frozenset[str]]:
-    """Every parameter and buffer once, by its first name, and which of the names are parameters."""
-    parameters = dict(model.named_parameters())
-    return {**parameters, **dict(model.named_buffers())}, frozenset(parameters)
-
-
 @collection_paused()
 def trace_forward(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
     """Trace ``model(*args, **kwargs)`` to ATen ops.
@@ -131,20 +93,45 @@ def trace_forward(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
 
     Notes
     -----
-    One forward on meta tensors, and an op that was seen before with the same shapes is not run
-    again: time is linear in the number of ops, independent of widths.
+    One forward on meta tensors. A module that must run the ops of an earlier one is not run again
+    (`depgraph._alike` says when that is so), nor an op that was seen before with the same shapes:
+    time is linear in the number of ops, independent of widths.
     """
-    modes = {name: module.training for name, module in model.named_modules()}
+    modes = {name: module.training for name, module in named_modules(model).items()}
+    recorder, tensors, output = _recorded(model, args, kwargs, alike=True)
+    if recorder.repeats is not None and not recorder.repeats.are_proven():
+        recorder, tensors, output = _recorded(model, args, kwargs, alike=False)
+    outputs, nodes, calls = recorder.finish(output)
+    owner: dict[fx.Node, str] = {}
+    for call in sorted(calls, key=lambda call: call.depth):
+        owner.update((node, call.name) for node in nodes[call.start : call.end])
+    return Trace(
+        nodes,
+        tensors,
+        named_tensors(model)[1],
+        tuple(recorder.inputs),
+        outputs,
+        tuple(calls),
+        owner,
+        (args, kwargs),
+        modes,
+        recorder.constants,
+    )
+
+
+def _recorded(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], alike: bool
+) -> tuple[Recorder, dict[str, fx.Node], Any]:
+    """A recorder that has seen one forward, the nodes of the tensors by name, and the output."""
     model = structural_copy(model)
     recorder = Recorder()
     tensors = {
         name: recorder.placeholder(name, tensor) for name, tensor in named_tensors(model)[0].items()
     }
-    parameters = named_tensors(model)[1]
     _put_on_meta(model, recorder)
     meta_args, meta_kwargs = pytree.tree_map_only(Tensor, recorder.input, (args, kwargs))
     try:
-        with recorder.watch(model), caches_bypassed(model), torch.no_grad():
+        with recorder.watch(model, alike), caches_bypassed(model), torch.no_grad():
             output = model(*meta_args, **meta_kwargs)
     except _FORWARD_ERRORS as error:
         where = f"in module '{recorder.current}'" if recorder.current else "in the model"
@@ -155,22 +142,7 @@ def trace_forward(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
             recorder.current,
             f"the forward could not be traced {where} ({type(model).__name__}): {text}",
         ) from error
-    outputs, nodes, calls = recorder.finish(output)
-    owner: dict[fx.Node, str] = {}
-    for call in sorted(calls, key=lambda call: call.depth):
-        owner.update((node, call.name) for node in nodes[call.start : call.end])
-    return Trace(
-        nodes,
-        tensors,
-        parameters,
-        tuple(recorder.inputs),
-        outputs,
-        tuple(calls),
-        owner,
-        (args, kwargs),
-        modes,
-        recorder.constants,
-    )
+    return recorder, tensors, output
 
 
 class TraceError(DepgraphError):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, fx, nn
 
+from depgraph._modules import named_modules
 from depgraph.axes import Atom, axis_atoms, axis_size, kept_sizes
 from depgraph.cost import value_shape
 from depgraph.errors import DepgraphError
@@ -43,18 +44,26 @@ def verify(graph: DependencyGraph, small: nn.Module, kept: Mapping[Atom, Tensor]
     ------
     Mismatch
         Naming the module and the groups, when an op, a shape or a number differs.
+
+    Notes
+    -----
+    Every node is compared. Of blocks that are alike (the same code, attributes and children, and
+    tensors and arguments that look the same) the trace runs one forward and repeats its nodes for
+    the others: a forward is a function of these, so that they would give the same nodes. What
+    cannot be compared is run, and a module that has changed by the end makes the trace start over.
     """
     sizes = kept_sizes(kept)
     args, kwargs = graph.traced.example
-    modes = {name: module.training for name, module in small.named_modules()}
-    for name, module in small.named_modules():
+    modules = named_modules(small)
+    modes = {name: module.training for name, module in modules.items()}
+    for name, module in modules.items():
         module.training = graph.traced.modes.get(name, module.training)
     try:
         again = trace_forward(small, args, kwargs)
     except TraceError as error:
         raise Mismatch(error.module, f"the sliced model does not run: {error}") from error
     finally:
-        for name, module in small.named_modules():
+        for name, module in modules.items():
             module.training = modes[name]
     before = [node for node in graph.traced.nodes if node.op == "call_function"]
     after = [node for node in again.nodes if node.op == "call_function"]

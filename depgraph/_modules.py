@@ -1,0 +1,91 @@
+"""The module tree of a model: names, tensors, and a copy of its structure."""
+
+from __future__ import annotations
+
+import copy
+import types
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_IMMUTABLE = frozenset(
+    {bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size}
+    | {types.FunctionType, types.BuiltinFunctionType, type, range, torch.memory_format}
+)
+_EMPTY = (dict, OrderedDict, set)
+
+
+def named_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """What ``model.named_modules()`` gives, in time linear in the number of modules."""
+    found: dict[str, nn.Module] = {}
+    seen: set[int] = set()
+
+    def visit(name: str, module: nn.Module) -> None:
+        if id(module) in seen:
+            return
+        seen.add(id(module))
+        found[name] = module
+        prefix = f"{name}." if name else ""
+        for key, child in module._modules.items():
+            if child is not None:
+                visit(prefix + key, child)
+
+    visit("", model)
+    return found
+
+
+def named_tensors(model: nn.Module) -> tuple[dict[str, Tensor], frozenset[str]]:
+    """Every parameter and buffer once, by its first name, and which of the names are parameters."""
+    modules = named_modules(model)
+    parameters = _named(modules, "_parameters")
+    return {**parameters, **_named(modules, "_buffers")}, frozenset(parameters)
+
+
+def _named(modules: dict[str, nn.Module], registry: str) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, module in modules.items():
+        prefix = f"{name}." if name else ""
+        for key, tensor in vars(module)[registry].items():
+            if tensor is not None and id(tensor) not in seen:
+                seen.add(id(tensor))
+                found[prefix + key] = tensor
+    return found
+
+
+def structural_copy(model: nn.Module) -> nn.Module:
+    """Copy of the module tree that shares every parameter and buffer with the original.
+
+    Parameters
+    ----------
+    model : nn.Module
+
+    Returns
+    -------
+    nn.Module
+        New module objects; attributes are copied, tensors that are registered are not.
+    """
+    memo: dict[int, Any] = {}
+    modules = list(named_modules(model).values())
+    for module in modules:
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is not None:
+                memo[id(tensor)] = tensor
+    plain = [module for module in modules if not hasattr(type(module), "__deepcopy__")]
+    # deepcopy itself would spend most of the time on the empty hook registries of every module
+    memo.update((id(module), type(module).__new__(type(module))) for module in plain)
+    for module in plain:
+        state = vars(memo[id(module)])
+        for name, value in vars(module).items():
+            kind = type(value)
+            if kind in _IMMUTABLE:
+                state[name] = value
+            elif kind in _EMPTY and not value:
+                state[name] = kind()
+            elif kind is tuple and all(type(item) in _IMMUTABLE for item in value):
+                state[name] = value
+            else:
+                state[name] = copy.deepcopy(value, memo)
+    return copy.deepcopy(model, memo)

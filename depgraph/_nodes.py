@@ -1,0 +1,58 @@
+"""Makes nodes of a ``torch.fx`` graph, without what ``fx.Graph.create_node`` does besides."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from torch import fx
+
+_NONE: dict[str, Any] = {}
+
+
+class NodeMaker:
+    """A graph in the making, each node with a name of its own.
+
+    ``Graph.create_node`` looks for symbolic numbers in all arguments and keeps a namespace by
+    regular expressions, which takes longer than all else that is done for a node.
+    """
+
+    def __init__(self) -> None:
+        self.graph = fx.Graph()
+        self._names: set[str] = set()
+        self._counts: dict[str, int] = {}
+
+    def placeholder(self, name: str) -> fx.Node:
+        """A node for an argument of the graph."""
+        name = self._unused(_NO_IDENTIFIER.sub("_", name))
+        return self._insert(name, "placeholder", name, (), {})
+
+    def get_attr(self, name: str) -> fx.Node:
+        """A node for an attribute of the graph's module."""
+        return self._insert(self._unused(name), "get_attr", name, (), {})
+
+    def call(self, target: Any, args: Any, kwargs: dict[str, Any] = _NONE) -> fx.Node:
+        """A node for a call of a function."""
+        name = self._unused(getattr(target, "_opname", None) or target.__name__)
+        return self._insert(name, "call_function", target, args, kwargs)
+
+    def _unused(self, base: str) -> str:
+        name = base
+        while name in self._names:
+            self._counts[base] = count = self._counts.get(base, 0) + 1
+            name = f"{base}_{count}"
+        self._names.add(name)
+        return name
+
+    def _insert(
+        self, name: str, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> fx.Node:
+        graph = self.graph
+        node = fx.Node(graph, name, op, target, args, kwargs)
+        graph._insert(node)
+        graph._find_nodes_lookup_table.insert(node)
+        graph._len += 1
+        return node
+
+
+_NO_IDENTIFIER = re.compile(r"\W|^(?=\d)")

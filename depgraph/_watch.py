@@ -1,0 +1,96 @@
+"""Lets a recorder see the calls of a model's modules and of lists used as indices, while it runs.
+
+A hook on every module would cost more than most of their ops do; so ``nn.Module.__call__`` hands
+the calls of watched modules over, and treats all others, of other threads too, as ever.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class Watcher(Protocol):
+    """Who is told of calls."""
+
+    def call(self, name: str, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        """In place of a module's call."""
+
+    def changed(self) -> None:
+        """An attribute of a watched module was set."""
+
+
+_watched: dict[int, tuple[Watcher, str]] = {}
+_lock = threading.Lock()
+_depth = 0
+_plain: dict[str, Any] = {}
+"""What is done to calls and attributes of modules when no one watches."""
+_plain_index: Any = torch._C.TensorBase.__getitem__
+
+
+def plain_call(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+    """Call a module as if no one watched."""
+    return _plain["__call__"](module, *args, **kwargs)
+
+
+def _call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    found = _watched.get(id(module))
+    if found is None:
+        return plain_call(module, args, kwargs)
+    return found[0].call(found[1], module, args, kwargs)
+
+
+def _set(module: nn.Module, name: str, value: Any) -> None:
+    if (found := _watched.get(id(module))) is not None:
+        found[0].changed()
+    _plain["__setattr__"](module, name, value)
+
+
+def _index(tensor: Tensor, places: Any) -> Any:
+    """Makes tensors of lists used as indices, which torch would turn into ones out of sight."""
+    each = places if isinstance(places, tuple) else (places,)
+    if any(isinstance(place, list) for place in each):
+        places = tuple(torch.tensor(x) if isinstance(x, list) else x for x in each)
+    return _plain_index(tensor, places)
+
+
+def can_be_watched(module: nn.Module) -> bool:
+    """Whether the recorder sees what the module's forward is given and gives by its call alone."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks)
+    return type(module).__call__ is nn.Module.__call__ and not any(hooks)
+
+
+@contextmanager
+def watched(watcher: Watcher, modules: dict[str, nn.Module]) -> Iterator[None]:
+    """Tell the watcher of these modules' calls, by name, and of changes of their attributes."""
+    global _depth
+    with _lock:
+        _watched.update((id(module), (watcher, name)) for name, module in modules.items())
+        _depth += 1
+        if _depth == 1:
+            _plain.update((name, getattr(nn.Module, name)) for name in _WATCHING)
+            _patch(_WATCHING)
+            Tensor.__getitem__ = _index  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        with _lock:
+            for module in modules.values():
+                del _watched[id(module)]
+            _depth -= 1
+            if _depth == 0:
+                _patch(_plain)
+                del Tensor.__getitem__  # type: ignore[misc]
+
+
+def _patch(functions: dict[str, Any]) -> None:
+    for name, function in functions.items():
+        setattr(nn.Module, name, function)
+
+
+_WATCHING = {"__call__": _call, "__setattr__": _set}
