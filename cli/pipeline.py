@@ -18,6 +18,7 @@ from torch import nn
 import depgraph
 import domains
 import pruners
+from cli.latency import predicted
 from cli.models import example_inputs
 from cli.output import environment, note, write_json
 from cli.precision import with_precision
@@ -185,6 +186,7 @@ class _Stages:
             **{**settings.pruning, "metric": with_precision(metric, settings.device, settings.amp)},
             batches=domains.batches(dense, self.split, batch_size=16, seed=settings.seed),
             seed=settings.seed,
+            latency=settings.latency,
         )
         depgraph.save(small.cpu(), self.out / "pruned-only")
         graph = depgraph.trace(dense, example_inputs(dense))
@@ -194,7 +196,8 @@ class _Stages:
             {"name": name, "kind": kinds[name], "size": size, "kept": kept[name]}
             for name, size in plan.sizes.items()
         ]
-        return {"groups": groups, "macs_kept": plan.macs / graph.macs}
+        said = predicted(graph, plan, settings.share, settings.latency)
+        return {"groups": groups, "macs_kept": plan.macs / graph.macs, **said}
 
     def result(self) -> dict[str, Any]:
         """Accuracies, sizes and speeds, as one row."""
@@ -213,6 +216,9 @@ class _Stages:
             "target": settings.share.get("target"),
             "target_domain": self.split.target,
         }
+        pruned_only = self.records["pruned-only"]
+        if "predicted_latency_kept" in pruned_only:
+            row["predicted_latency_kept"] = pruned_only["predicted_latency_kept"]
         for key, measured in timings.items():
             row[key] = {
                 **accuracy[key],
@@ -224,11 +230,22 @@ class _Stages:
         row["pruned_only"] = accuracy["pruned_only"]
         row["speedup"] = timings["pruned"].speedup
         row["groups"] = self.records["pruned-only"]["groups"]
+        row["training"] = {key: self._training(key) for key in ("dense", "pruned")}
         row["history"] = {key: self.records[key]["history"] for key in ("dense", "pruned")}
         row |= {"seconds": seconds, "seed": settings.seed, "settings": settings.plain()}
         row |= environment()
         write_json(self.out / "result.json", row)
         return row
+
+    def _training(self, name: str) -> dict[str, float]:
+        """What the fine-tuning of a stage took, validation included."""
+        recipe = self.settings.dense if name == "dense" else self.settings.recovery
+        history = self.records[name]["history"]
+        images = sum(len(samples) for samples in self.split.train.values())
+        steps = 0 if recipe is None else len(history) * -(-images // recipe.batch_size)
+        seconds = sum(epoch["seconds"] for epoch in history)
+        speed = {"steps_per_second": steps / seconds} if steps else {}
+        return {"epochs": len(history), "steps": steps, "seconds": seconds, **speed}
 
     def _evaluate(self, model: nn.Module) -> dict[str, float]:
         return domains.evaluate(

@@ -8,12 +8,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from depgraph import DependencyGraph, DepgraphError, Plan, trace
-from pruners.allocation import allocator
+from pruners._choices import AUTO
+from pruners.allocation import PER, allocator
 from pruners.basis import align_head_dims
+from pruners.calibration import with_latency
 from pruners.compensation import compensate as refit
 from pruners.gradient import Loss
+from pruners.latency import LatencyModel
 from pruners.metrics import Batch, Metric, make_metric
 
 DEFAULT_SAMPLES = 64
@@ -33,7 +37,7 @@ def prune(
     scope: str = "global",
     kinds: Iterable[str] | None = None,
     ignore: Sequence[str] = (),
-    round_to: int = 1,
+    round_to: int | str | None = None,
     batches: Iterable[Batch] | None = None,
     min_units: int = 1,
     normalise: str | None = None,
@@ -43,6 +47,7 @@ def prune(
     num_calibration: int | None = None,
     seed: int = 0,
     loss: Loss | None = None,
+    latency: LatencyModel | Mapping[str, Any] | None = None,
 ) -> tuple[nn.Module, Plan]:
     """Make a smaller model.
 
@@ -57,7 +62,7 @@ def prune(
     ratio : float
         Share of the prunable units that is removed; 0.5 where there is no target.
     target, scope, kinds, ignore, round_to, min_units
-        See `allocator`.
+        See `allocator`; `round_to` is 1 by default, ``"auto"`` under a target of latency.
     normalise, per : str, optional
         See `allocator`. By default as the metric says: scores that are rises of the loss
         (``"obs"``) are ranked as they are, by what a unit saves; all others ``"mean"`` and
@@ -76,6 +81,10 @@ def prune(
         For the random metric.
     loss : callable, optional
         ``loss(output, targets)`` for metrics with data; cross entropy by default.
+    latency : LatencyModel or mapping, optional
+        What is fast, where a target of latency, ``per="latency"`` or ``round_to="auto"`` asks for
+        it: a model, or arguments of `measured_latency`. By default what is measured on the model's
+        device, in its dtype, at the batch size of the example inputs.
 
     Returns
     -------
@@ -113,6 +122,8 @@ def prune(
         normalise=normalise,
         per=per,
     )
+    defaults = {"batch_size": _batch_of(example_inputs), **clock_of(model)}
+    choices = with_latency(graph, choices, latency, **defaults)
     choose = allocator(graph, **choices)  # refuses before any scoring
     if loss is not None and hasattr(scorer, "loss"):
         scorer.loss = loss
@@ -137,6 +148,7 @@ def with_defaults(
     scope: str = "global",
     normalise: str | None = None,
     per: str | None = None,
+    round_to: int | str | None = None,
     **others: Any,
 ) -> dict[str, Any]:
     """Arguments of `allocator`, what was not said filled in as suits the metric."""
@@ -147,9 +159,27 @@ def with_defaults(
         normalise = "none" if additive else "mean"
     if per is None:
         by_cost = additive and normalise == "none" and scope == "global"
-        per = ("params" if "params" in (target or {}) else "macs") if by_cost else "unit"
+        per = next((what for what in target or () if what in PER), "macs") if by_cost else "unit"
+    if round_to is None:
+        round_to = AUTO if "latency" in (target or {}) else 1
     said = {"ratio": ratio, "target": target, "scope": scope, "normalise": normalise, "per": per}
-    return {**said, **others}
+    return {**said, "round_to": round_to, **others}
+
+
+def _batch_of(example_inputs: Any) -> int:
+    """Samples that example inputs hold."""
+    leaves = pytree.tree_leaves(
+        dict(example_inputs) if isinstance(example_inputs, Mapping) else example_inputs
+    )
+    return next((len(leaf) for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim()), 1)
+
+
+def clock_of(model: nn.Module) -> dict[str, str]:
+    """Device and dtype that a model would be timed in."""
+    first = next((p for p in model.parameters() if p.is_floating_point()), None)
+    device = torch.device("cpu") if first is None or first.is_meta else first.device
+    dtype = torch.float32 if first is None else first.dtype
+    return {"device": str(device), "dtype": str(dtype).removeprefix("torch.")}
 
 
 def _shared(

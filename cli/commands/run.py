@@ -14,6 +14,7 @@ from cli.models import check_classes, load_model
 from cli.options import (
     batch_size_option,
     budget,
+    clock,
     compute_options,
     data_option,
     json_option,
@@ -72,11 +73,13 @@ def run(
     target_macs: float | None,
     target_params: float | None,
     target_latency: float | None,
+    latency_table: Path | None,
+    latency_batch_size: int,
     metric: str | None,
     scope: str,
     kinds: tuple[str, ...],
     ignore: tuple[str, ...],
-    round_to: int,
+    round_to: int | str | None,
     min_units: int,
     normalise: str | None,
     per: str | None,
@@ -167,6 +170,7 @@ def run(
         device=device,
         amp=amp,
         seed=seed,
+        latency=clock(latency_table, latency_batch_size, device, progress=not as_json),
     )
     result = run_pipeline(dense_model, split, settings, out, resume=resume, progress=not as_json)
     write_text(out / "report.html", report_page(result, found))
