@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import domains
 import pruners
 from cli.across import across_domains
+from cli.latency import predicted
 from cli.models import example_inputs
 from cli.precision import with_precision
 from cli.settings import RunSettings
@@ -52,6 +53,7 @@ def pruning(
         "metric": metric,
         "batches": domains.batches(model, split, batch_size=16, seed=settings.seed),
         "seed": settings.seed,
+        "latency": settings.latency,
     }
 
 
@@ -104,7 +106,8 @@ def cut(
     small, plan = pruners.prune(model, **{**arguments, "metric": heard})
     if settings.control == "reinit" and fresh is not None:
         return plan.apply(fresh()), _record(dense, plan, {})
-    return small.cpu(), _record(dense, plan, heard.scores)
+    said = predicted(dense, plan, settings.share, settings.latency)
+    return small.cpu(), {**_record(dense, plan, heard.scores), **said}
 
 
 def _record(dense: DependencyGraph, plan: Plan, scores: dict[str, Tensor]) -> dict[str, Any]:

@@ -99,6 +99,16 @@ class Bytes(click.ParamType):
         return count
 
 
+class Multiple(click.ParamType):
+    """A whole number of at least 1, or ``auto``."""
+
+    name = "integer|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number, or the word."""
+        return value if value == AUTO else click.IntRange(1).convert(value, param, ctx)
+
+
 class Share(click.FloatRange):
     """A number strictly between 0 and 1."""
 
@@ -220,7 +230,18 @@ pruning_options = _combined(
     click.option("--ratio", type=Share(), help="Share of the prunable units that is removed."),
     click.option("--target-macs", type=Share(), help="Share of the MACs that is kept."),
     click.option("--target-params", type=Share(), help="Share of the parameters that is kept."),
-    click.option("--target-latency", type=Share(), help="Share of the latency that is kept."),
+    click.option(
+        "--target-latency",
+        type=Share(),
+        help="Share of the latency that is kept, by a table of the device.",
+    ),
+    click.option(
+        "--latency-table",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="File of the device's table; what it lacks is measured and added  [in the user's "
+        "cache folder].",
+    ),
+    batch_size_option(1, "--latency-batch-size", "Images at once that the latency is of."),
     metric_option,
     click.option("--scope", type=click.Choice(SCOPES), default="global", show_default=True),
     click.option(
@@ -238,10 +259,9 @@ pruning_options = _combined(
     ),
     click.option(
         "--round-to",
-        type=click.IntRange(1),
-        default=1,
-        show_default=True,
-        help="Keep multiples of this.",
+        type=Multiple(),
+        help="Keep multiples of this; auto: sizes that the device is fast at, by the latency table "
+        " [1; with --target-latency: auto].",
     ),
     click.option(
         "--min-units",
@@ -345,6 +365,19 @@ BUDGETS = ("ratio", "target_macs", "target_params", "target_latency")
 """Options of which one says how much goes."""
 
 
+def clock(
+    table: Path | None, batch_size: int, device: str, progress: bool, dtype: str = "float32"
+) -> dict[str, Any]:
+    """Arguments of `pruners.measured_latency`, from the options that say them."""
+    return {
+        "file": table,
+        "batch_size": batch_size,
+        "device": device,
+        "dtype": dtype,
+        "progress": progress,
+    }
+
+
 def budget(
     ratio: float | None,
     target_macs: float | None,
@@ -352,15 +385,17 @@ def budget(
     target_latency: float | None,
 ) -> dict[str, Any]:
     """Arguments ``ratio`` or ``target`` of `pruners.prune`, from the options that may say them."""
-    if target_latency is not None:
-        raise click.UsageError(
-            "--target-latency needs a latency table of the device, which this version does not "
-            "measure yet; use --target-macs"
-        )
-    given = {"ratio": ratio, "macs": target_macs, "params": target_params}
+    given = {
+        "ratio": ratio,
+        "macs": target_macs,
+        "params": target_params,
+        "latency": target_latency,
+    }
     said = {name: share for name, share in given.items() if share is not None}
     if len(said) > 1:
-        raise click.UsageError("give one of --ratio, --target-macs and --target-params")
+        raise click.UsageError(
+            "give one of --ratio, --target-macs, --target-params and --target-latency"
+        )
     if "ratio" in said or not said:
         return {"ratio": said.get("ratio", 0.5)}
     return {"target": said}

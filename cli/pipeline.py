@@ -350,7 +350,9 @@ class _Stages:
         seconds = {name: record["seconds"] for name, record in self.records.items()}
         seconds["evaluate"] = time.perf_counter() - start
         self.log(f"timing for about {self.settings.timing.seconds:g} s ...")
-        row = result_row(self.settings, self.split.target, models, accuracy, self.records)
+        images = sum(len(samples) for samples in self.split.train.values())
+        target = self.split.target
+        row = result_row(self.settings, target, models, accuracy, self.records, images)
         row |= {"seconds": seconds, **more}
         write_json(self.out / "result.json", row)
         processes.wait()

@@ -21,6 +21,7 @@ def result_row(
     models: Mapping[str, nn.Module],
     accuracy: Mapping[str, dict[str, float]],
     records: Mapping[str, dict[str, Any]],
+    images: int,
 ) -> dict[str, Any]:
     """Count and time the models of a run, and put all that is known of it together.
 
@@ -33,6 +34,8 @@ def result_row(
         By ``"dense"``, ``"pruned_only"`` and ``"pruned"``; accuracies by domain.
     records : mapping of str to dict
         Of its stages.
+    images : int
+        That an epoch draws.
 
     Returns
     -------
@@ -59,14 +62,32 @@ def result_row(
             "latency_ms": measured.latency_ms,
             "timing": asdict(measured),
         }
+    cut = records["pruned-only"]
+    if "predicted_latency_kept" in cut:
+        row["predicted_latency_kept"] = cut["predicted_latency_kept"]
     row["pruned_only"] = _accuracies(accuracy["pruned_only"], target)
     row["speedup"] = timings["pruned"].speedup
-    row |= {key: records["pruned-only"][key] for key in ("groups", "scores")}
+    row |= {key: cut[key] for key in ("groups", "scores")}
+    row["training"] = {
+        "dense": _training(settings.dense, records["dense"], images),
+        "pruned": _training(settings.recovery, records["pruned"], images),
+    }
     row["history"] = {
         name: record["history"] for name, record in records.items() if "history" in record
     }
     row |= {"seed": settings.seed, "settings": settings.plain()}
     return row | environment()
+
+
+def _training(
+    recipe: FinetuneSettings | None, record: Mapping[str, Any], images: int
+) -> dict[str, float]:
+    """What the fine-tuning of a stage took, validation included."""
+    history = record["history"]
+    steps = 0 if recipe is None else len(history) * -(-images // recipe.batch_size)
+    seconds = sum(epoch["seconds"] for epoch in history)
+    speed = {"steps_per_second": steps / seconds} if steps else {}
+    return {"epochs": len(history), "steps": steps, "seconds": seconds, **speed}
 
 
 def _timings(models: dict[str, nn.Module], settings: RunSettings) -> dict[str, timing.Timing]:

@@ -59,6 +59,8 @@ class RunSettings:
     device : str
     amp : bool
     seed : int
+    latency : dict
+        Arguments of `pruners.measured_latency`, for a target of latency.
     """
 
     model: str
@@ -77,10 +79,13 @@ class RunSettings:
     device: str = "cpu"
     amp: bool = False
     seed: int = 0
+    latency: dict[str, Any] = field(default_factory=dict)
 
     def plain(self) -> dict[str, Any]:
         """All of it as plain data."""
-        return asdict(self)
+        file = self.latency.get("file")
+        latency = {**self.latency, "file": None if file is None else str(file)}
+        return {**asdict(self), "latency": latency}
 
 
 def controlled(settings: RunSettings, control: str) -> RunSettings:

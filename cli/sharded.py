@@ -66,4 +66,5 @@ def prune_sharded(
         "macs": depgraph.count_macs(model, inputs),
     }
     said = {"model": model_name, "checkpoint": str(checkpoint), "max_memory": max_memory}
+    choices = {name: value for name, value in choices.items() if name != "latency"}
     report(out, {**said, "metric": metric, **choices, "seed": seed}, plan, dense, as_json)

@@ -8,6 +8,7 @@ trace; the data form is what a saved model stores, so that loading runs no code 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,12 @@ from weakref import WeakValueDictionary
 import torch
 from torch import fx, nn
 
+from depgraph._folding import (
+    ATTRIBUTE,
+    constants_property,
+    constants_readable,
+    split_constants,
+)
 from depgraph._trusted import load_object
 from depgraph.errors import DepgraphError
 
@@ -148,8 +155,8 @@ def to_graph(program: Program) -> fx.Graph:
     return graph
 
 
-def _compile(program: Program) -> Callable[..., Any]:
-    code = to_graph(program).python_code("self")
+def _compile(graph: fx.Graph) -> Callable[..., Any]:
+    code = graph.python_code("self")
     namespace = dict(code.globals)
     exec(compile(code.src, "<depgraph: generated forward>", "exec"), namespace)
     forward: Callable[..., Any] = namespace["forward"]
@@ -190,12 +197,30 @@ def _new_class(base: type[nn.Module], programs: dict[str, Program | None]) -> ty
     }
     if "train" in programs:
         for mode, program in programs.items():
-            namespace[f"_forward_{mode}"] = _refuse if program is None else _compile(program)
+            namespace[f"_forward_{mode}"] = _forward(program, namespace, fold=mode == "eval")
         namespace["forward"] = _by_mode
     else:
-        evaluate = programs["eval"]
-        namespace["forward"] = _refuse if evaluate is None else _compile(evaluate)
+        namespace["forward"] = _forward(programs["eval"], namespace, fold=True)
     return type(base.__name__, (base,), namespace)
+
+
+def _forward(program: Program | None, namespace: dict[str, Any], fold: bool) -> Callable[..., Any]:
+    """The forward of a program; what it keeps between calls goes into the namespace."""
+    if program is None:
+        return _refuse
+    whole = _compile(to_graph(program))
+    parts = split_constants(to_graph(program)) if fold else None
+    if parts is None:
+        return whole
+    graph, constants, names = parts
+    namespace[ATTRIBUTE] = constants_property(_compile(constants), names)
+    folded, readable = _compile(graph), constants_readable(names)
+
+    @functools.wraps(whole)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return (folded if readable(self) else whole)(self, *args, **kwargs)
+
+    return forward
 
 
 def _by_mode(self: Any, *args: Any, **kwargs: Any) -> Any:

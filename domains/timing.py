@@ -28,7 +28,7 @@ from domains._stand import (
 
 Forward = Callable[[Tensor], object]
 
-_AMP = {"fp16": torch.float16, "bf16": torch.bfloat16}
+AMP = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ class TimingSettings:
             raise DepgraphError(f"threads is {self.threads}; give at least 1, or None")
         if self.dtype not in DTYPES:
             raise DepgraphError(f"unknown dtype '{self.dtype}'; choose one of {', '.join(DTYPES)}")
-        if self.amp is not None and self.amp not in _AMP:
-            raise DepgraphError(f"unknown amp '{self.amp}'; choose one of {', '.join(_AMP)}")
+        if self.amp is not None and self.amp not in AMP:
+            raise DepgraphError(f"unknown amp '{self.amp}'; choose one of {', '.join(AMP)}")
         if self.amp is not None and self.dtype != "float32":
             raise DepgraphError(f"amp '{self.amp}' needs dtype 'float32', not '{self.dtype}'")
 
@@ -177,7 +177,7 @@ def compare(
         if device.type == "cuda":
             stack.enter_context(torch.cuda.device(device))
         if settings.amp:
-            stack.enter_context(torch.autocast(device.type, dtype=_AMP[settings.amp]))
+            stack.enter_context(torch.autocast(device.type, dtype=AMP[settings.amp]))
         if settings.compile:
             stack.enter_context(room_to_compile(len(models)))
         form = (device, settings.dtype, settings.channels_last)
@@ -190,7 +190,7 @@ def compare(
         for name, run in runs.items():
             _first_run(name, run, images)
         forward_bytes = [forward_peak_bytes(run, images) for run in runs.values()]
-        times = _rounds(list(runs.values()), images, settings)
+        times = in_turns(list(runs.values()), images, settings)
         return {
             name: _timing(times, i, weights_bytes(ready[name]), forward_bytes[i], settings, device)
             for i, name in enumerate(runs)
@@ -243,8 +243,22 @@ def _first_run(name: str, run: Forward, images: Tensor) -> None:
         ) from err
 
 
-def _rounds(runs: list[Forward], images: Tensor, settings: TimingSettings) -> np.ndarray:
-    """Seconds of each measured round by model, shape (rounds, models)."""
+def in_turns(runs: Sequence[Forward], images: Tensor, settings: TimingSettings) -> np.ndarray:
+    """Time functions of a batch round by round.
+
+    Parameters
+    ----------
+    runs : sequence of callable
+        Already warm, and on the device of the batch.
+    images : Tensor
+    settings : TimingSettings
+        Its rounds and seconds; the rest has no part in it.
+
+    Returns
+    -------
+    ndarray of float, shape (rounds, functions)
+        Seconds of each measured round.
+    """
     clock = _cuda_seconds if images.is_cuda else _cpu_seconds
     times: list[list[float]] = []
     start = time.perf_counter()

@@ -4,17 +4,20 @@ from pruners import schedules
 from pruners._units import reduce_others, sum_over_members
 from pruners.activation import FLAP, Wanda
 from pruners.allocation import allocate
+from pruners.calibration import measured_latency
 from pruners.domain_aware import COMBINATIONS, DomainAware
 from pruners.fisher import Fisher, GaussNewton, Hessian, Taylor2
 from pruners.geometric_median import FPGM
 from pruners.gradient import Taylor
 from pruners.hutchinson import Hutchinson
+from pruners.latency import LatencyModel
 from pruners.magnitude import L1, L2, Lamp, Random
 from pruners.metrics import METRICS, Metric, make_metric, register
 from pruners.norm_scale import NormScale
 from pruners.obs import OBS
 from pruners.pruning import PlannedCut, plan_cut, prune, samples_wanted, score
 from pruners.sharded import prune_checkpoint
+from pruners.table import LatencyTable
 
 # In the order in which they are listed to people: the control first, then by what they look at.
 for _metric in (
@@ -38,6 +41,8 @@ __all__ = [
     "Hessian",
     "Hutchinson",
     "Lamp",
+    "LatencyModel",
+    "LatencyTable",
     "Metric",
     "NormScale",
     "PlannedCut",
@@ -47,6 +52,7 @@ __all__ = [
     "Wanda",
     "allocate",
     "make_metric",
+    "measured_latency",
     "plan_cut",
     "prune",
     "prune_checkpoint",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from depgraph import DependencyGraph, DepgraphError, Group
+from pruners.latency import LatencyModel
 
 NORMALISATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "mean": lambda scores: scores / scores.mean().clamp_min(1e-30),
@@ -33,12 +34,13 @@ class Limits:
     min_units : int
         Units that stay in every group at least. With 0, groups may be emptied; one unit stays in
         those of which `DependencyGraph.needs_a_unit` says so.
-    round_to : int
-        Kept counts are multiples of this; a group smaller than it stays whole.
+    round_to : int or "auto"
+        Kept counts are multiples of this; a group smaller than it stays whole. ``"auto"``: counts
+        than which no larger one is as fast, by a latency model.
     """
 
     min_units: int = 1
-    round_to: int = 1
+    round_to: int | str = 1
 
 
 class Unreachable(DepgraphError):
@@ -96,9 +98,11 @@ def check_choice(what: str, value: str, choices: Iterable[str]) -> None:
         raise DepgraphError(f"unknown {what} '{value}'; {hint}choose one of {', '.join(options)}")
 
 
-def check_limits(min_units: int, round_to: int) -> Limits:
+def check_limits(min_units: int, round_to: int | str) -> Limits:
     """The two limits, refused when too small."""
     for name, value, least in (("min_units", min_units, 0), ("round_to", round_to, 1)):
+        if name == "round_to" and value == AUTO:
+            continue
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise DepgraphError(
                 f"{name} is {value!r}; it must be a whole number of at least {least}"
@@ -156,10 +160,16 @@ def normalised(group: Group, scores: Mapping[str, Tensor], how: str) -> Tensor:
     return NORMALISATIONS[how](values)
 
 
-def block_sizes(graph: DependencyGraph, group: Group, limits: Limits) -> Tensor:
+def block_sizes(
+    graph: DependencyGraph, group: Group, limits: Limits, latency: LatencyModel | None = None
+) -> Tensor:
     """Sizes of the blocks that may go, one after the other, from a group."""
     size, step = group.size, limits.round_to
     needed = limits.min_units or int(graph.needs_a_unit(group.name) is not None)
+    if isinstance(step, str):
+        assert latency is not None  # checked by the allocator
+        counts = torch.tensor(latency.fast_sizes(group, least=min(needed, size)))
+        return counts.diff().flip(0)
     least = -(-needed // step) * step
     if size <= least:
         return torch.zeros(0, dtype=torch.long)

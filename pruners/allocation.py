@@ -13,6 +13,7 @@ from torch import Tensor
 
 from depgraph import DependencyGraph, DepgraphError, Group
 from pruners._choices import (
+    AUTO,
     NORMALISATIONS,
     Unreachable,
     block_sizes,
@@ -23,9 +24,11 @@ from pruners._choices import (
     normalised,
 )
 from pruners.descent import descend
+from pruners.latency import LatencyModel
+from pruners.settling import TOLERANCE, put_back
 
 SCOPES = ("global", "uniform", "isomorphic")
-PER = ("unit", "macs", "params")
+PER = ("unit", "macs", "params", "latency")
 """What scores are divided by when units are ranked: nothing, or what a unit saves."""
 
 
@@ -37,11 +40,12 @@ def allocator(
     scope: str = "global",
     kinds: Iterable[str] | None = None,
     ignore: Sequence[str] = (),
-    round_to: int = 1,
+    round_to: int | str = 1,
     min_units: int = 1,
     normalise: str = "mean",
     floor: float = 0.5,
     per: str = "unit",
+    latency: LatencyModel | None = None,
 ) -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]]:
     """How to choose the units that stay, with everything but the scores checked.
 
@@ -53,7 +57,8 @@ def allocator(
     ratio : float
         Share of the units of all chosen groups that is removed, in (0, 1).
     target : mapping
-        Instead of a ratio: ``{"macs": share kept}`` or ``{"params": share kept}``.
+        Instead of a ratio: ``{"macs": share kept}``, ``{"params": share kept}`` or
+        ``{"latency": share kept}``.
     scope : str
         ``"global"`` ranks all units together; ``"uniform"`` removes the same share of every group;
         ``"isomorphic"`` ranks within groups of the same kind and size (Fang et al., ECCV 2024).
@@ -63,7 +68,8 @@ def allocator(
     ignore : sequence of str
         Patterns (``*``, ``?``) of module, parameter or group names; a group with a member that
         matches is left whole.
-    round_to, min_units : int
+    round_to : int or "auto"
+    min_units : int
         See `Limits`.
     normalise : str
         What each group's scores are divided by first: ``"mean"`` (default), ``"max"``, ``"sum"``,
@@ -73,8 +79,11 @@ def allocator(
         No group keeps less than this part of the share that all keep together; not with `per`.
         Groups may lose all of their units with ``min_units=0, floor=0``.
     per : str
-        ``"unit"`` ranks by score; ``"macs"`` and ``"params"`` by score per cost saved, for scores
-        that can be added up over groups (scope global).
+        ``"unit"`` ranks by score; ``"macs"``, ``"params"`` and ``"latency"`` by score per cost
+        saved, for scores that can be added up over groups (scope global).
+    latency : LatencyModel, optional
+        Of the graph (`pruners.measured_latency`): for a target or a ranking by latency, and for
+        ``round_to="auto"``.
 
     Returns
     -------
@@ -92,7 +101,8 @@ def allocator(
     By ratio, ``round(ratio * units)`` units go. With `round_to`, units go in blocks and the number
     removed is within half a block of that; where `min_units` stops a group, others give more.
     A target is met by bisection over the ratio, or by descent (`pruners.descent`), with costs from
-    the graph: no model is built.
+    the graph: no model is built. Where one large block decides whether the target is met, the most
+    important of the smaller blocks come back until it is (`pruners.settling`).
     """
     check_choice("scope", scope, SCOPES)
     check_choice("normalise", normalise, NORMALISATIONS)
@@ -104,17 +114,23 @@ def allocator(
         raise DepgraphError(
             f"per '{per}' ranks all units together; use scope global, not '{scope}'"
         )
-    goal = _Goal(graph, ratio, target)
+    if latency is None and (per == "latency" or round_to == AUTO or "latency" in (target or {})):
+        raise DepgraphError(
+            "what is fast has to be measured: pass latency=pruners.measured_latency(graph)"
+        )
+    goal = _Goal(graph, ratio, target, latency)
     widened = [choose_groups(graph, chosen, ignore) for chosen in kind_choices(graph, kinds)]
 
     def keep(groups: list[Group], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
         values = {g.name: normalised(g, scores, normalise) for g in groups}
-        blocks = {g.name: block_sizes(graph, g, limits) for g in groups}
+        blocks = {g.name: block_sizes(graph, g, limits, latency) for g in groups}
         if per != "unit":
-            saved = goal.costs("macs" if per == "macs" else "params")
-            return descend(groups, values, blocks, saved, goal.missing(groups))
-        rankings = [_rank(members, values, blocks) for members in _classes(groups, scope)]
-        return goal.meet(partial(_keep, rankings, floor))
+            kept = descend(groups, values, blocks, goal.costs(per), goal.missing(groups))
+        else:
+            rankings = [_rank(members, values, blocks) for members in _classes(groups, scope)]
+            kept = goal.meet(partial(_keep, rankings, floor))
+        kept = goal.settle(groups, values, blocks, kept)
+        return kept if round_to != AUTO else _no_slower(latency, groups, values, kept)
 
     def choose(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for groups in widened[:-1]:
@@ -123,6 +139,21 @@ def allocator(
         return keep(widened[-1], scores)
 
     return choose
+
+
+def _no_slower(
+    latency: LatencyModel | None,
+    groups: Sequence[Group],
+    scores: Mapping[str, Tensor],
+    kept: dict[str, Tensor],
+) -> dict[str, Tensor]:
+    """The allocation, with units put back where more are as fast beside what the others lost."""
+    assert latency is not None  # checked by the allocator
+    sizes = {name: len(units) for name, units in kept.items()}
+    for group in groups:
+        sizes[group.name] = latency.no_slower(group, sizes)
+    orders = {g.name: torch.argsort(scores[g.name], stable=True) for g in groups}
+    return {name: order[len(order) - sizes[name] :].sort().values for name, order in orders.items()}
 
 
 def allocate(
@@ -223,20 +254,26 @@ class _Goal:
     """How much has to go: a share of the units, or all but a share of a cost."""
 
     def __init__(
-        self, graph: DependencyGraph, ratio: float | None, target: Mapping[str, float] | None
+        self,
+        graph: DependencyGraph,
+        ratio: float | None,
+        target: Mapping[str, float] | None,
+        latency: LatencyModel | None,
     ) -> None:
         if (ratio is None) == (target is None):
             raise DepgraphError("give either a ratio or a target, and not both")
         self.graph = graph
+        self.latency = latency
         self.ratio = ratio
         if ratio is not None:
             if not 0 < ratio < 1:
                 raise DepgraphError(f"ratio is {ratio}; the share removed must lie between 0 and 1")
             return
         assert target is not None
-        if len(target) != 1 or next(iter(target)) not in ("params", "macs"):
+        if len(target) != 1 or next(iter(target)) not in ("params", "macs", "latency"):
             raise DepgraphError(
-                f"target is {dict(target)}; give one of {{'params': share}} and {{'macs': share}}"
+                f"target is {dict(target)}; give one of {{'params': share}}, {{'macs': share}} and "
+                "{'latency': share}"
             )
         ((self.what, self.share),) = target.items()
         if not 0 < self.share < 1:
@@ -246,6 +283,9 @@ class _Goal:
 
     def costs(self, what: str) -> Callable[[Mapping[str, int]], float]:
         """Share of the dense model's cost, by the units left of each group."""
+        if what == "latency":
+            assert self.latency is not None  # checked by the allocator
+            return self.latency.share
         which = ("params", "macs").index(what)
         dense = self.graph.cost({})[which]
         return lambda sizes: self.graph.cost(sizes)[which] / dense
@@ -275,4 +315,18 @@ class _Goal:
         for _ in range(24):
             middle = (low + high) / 2
             low, high = (middle, high) if cost(at(middle)) > self.share else (low, middle)
-        return min((at(low), at(high)), key=lambda kept: abs(cost(kept) - self.share))
+        kept = min((at(low), at(high)), key=lambda kept: abs(cost(kept) - self.share))
+        # where the nearest one is not near, `settle` comes up from below
+        return kept if cost(kept) <= self.share * (1 + TOLERANCE) else at(high)
+
+    def settle(
+        self,
+        groups: Sequence[Group],
+        scores: Mapping[str, Tensor],
+        blocks: Mapping[str, Tensor],
+        kept: dict[str, Tensor],
+    ) -> dict[str, Tensor]:
+        """The allocation, with blocks put back where its cost fell short of the target."""
+        if self.ratio is not None:
+            return kept
+        return put_back(groups, scores, blocks, kept, self.costs(self.what), self.share)

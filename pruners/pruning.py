@@ -9,12 +9,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from depgraph import DependencyGraph, DepgraphError, Plan, trace
-from pruners.allocation import allocator
+from pruners._choices import AUTO
+from pruners.allocation import PER, allocator
 from pruners.basis import align_head_dims
+from pruners.calibration import with_latency
 from pruners.compensation import compensate as refit
 from pruners.gradient import Loss
+from pruners.latency import LatencyModel
 from pruners.metrics import Batch, Metric, make_metric
 from pruners.own import own_choices
 
@@ -35,7 +39,7 @@ def prune(
     scope: str = "global",
     kinds: Iterable[str] | None = None,
     ignore: Sequence[str] = (),
-    round_to: int = 1,
+    round_to: int | str | None = None,
     batches: Iterable[Batch] | None = None,
     min_units: int = 1,
     normalise: str | None = None,
@@ -47,6 +51,7 @@ def prune(
     per_head: bool = False,
     seed: int = 0,
     loss: Loss | None = None,
+    latency: LatencyModel | Mapping[str, Any] | None = None,
 ) -> tuple[nn.Module, Plan]:
     """Make a smaller model.
 
@@ -61,7 +66,7 @@ def prune(
     ratio : float
         Share of the prunable units that is removed; 0.5 where there is no target.
     target, scope, kinds, ignore, round_to, min_units
-        See `allocator`.
+        See `allocator`; `round_to` is 1 by default, ``"auto"`` under a target of latency.
     normalise, per : str, optional
         See `allocator`. By default as the metric says: scores that are rises of the loss
         (``"obs"``) are ranked as they are, by what a unit saves; all others ``"unit"``, and
@@ -87,6 +92,10 @@ def prune(
         For the random metric.
     loss : callable, optional
         ``loss(output, targets)`` for metrics with data; cross entropy by default.
+    latency : LatencyModel or mapping, optional
+        What is fast, where a target of latency, ``per="latency"`` or ``round_to="auto"`` asks for
+        it: a model, or arguments of `measured_latency`. By default what is measured on the model's
+        device, in its dtype, at the batch size of the example inputs.
 
     Returns
     -------
@@ -128,6 +137,7 @@ def prune(
         per_head=per_head,
         seed=seed,
         loss=loss,
+        latency=latency,
     )
     small = cut.plan.apply(cut.model)
     if cut.calibration:
@@ -170,6 +180,7 @@ def plan_cut(
     per_head: bool = False,
     seed: int = 0,
     loss: Loss | None = None,
+    latency: LatencyModel | Mapping[str, Any] | None = None,
     **choices: Any,
 ) -> PlannedCut:
     """Choose what `prune` would remove, and remove nothing.
@@ -178,7 +189,7 @@ def plan_cut(
     ----------
     model, example_inputs, metric, ratio, batches, num_samples, compensate, num_calibration
         As in `prune`.
-    separate, per_head, seed, loss
+    separate, per_head, seed, loss, latency
         As in `prune`.
     **choices
         The other arguments of `prune`.
@@ -202,7 +213,9 @@ def plan_cut(
             "or pass compensate=False"
         )
     graph = trace(model, example_inputs, separate)
-    choose = allocator(graph, **with_defaults(scorer, ratio=ratio, **choices))  # refuses first
+    choices = with_defaults(scorer, ratio=ratio, **choices)
+    defaults = {"batch_size": _batch_of(example_inputs), **clock_of(model)}
+    choose = allocator(graph, **with_latency(graph, choices, latency, **defaults))  # refuses first
     if loss is not None and hasattr(scorer, "loss"):
         scorer.loss = loss
     calibration: list[Batch] = []
@@ -225,6 +238,7 @@ def with_defaults(
     scope: str = "global",
     normalise: str | None = None,
     per: str | None = None,
+    round_to: int | str | None = None,
     **others: Any,
 ) -> dict[str, Any]:
     """Arguments of `allocator`, what was not said filled in as suits the metric."""
@@ -235,9 +249,27 @@ def with_defaults(
         normalise = getattr(scorer, "normalise", None) or ("none" if additive else "mean")
     if per is None:
         by_cost = additive and normalise == "none" and scope == "global"
-        per = ("params" if "params" in (target or {}) else "macs") if by_cost else "unit"
+        per = next((what for what in target or () if what in PER), "macs") if by_cost else "unit"
+    if round_to is None:
+        round_to = AUTO if "latency" in (target or {}) else 1
     said = {"ratio": ratio, "target": target, "scope": scope, "normalise": normalise, "per": per}
-    return {**said, **others}
+    return {**said, "round_to": round_to, **others}
+
+
+def _batch_of(example_inputs: Any) -> int:
+    """Samples that example inputs hold."""
+    leaves = pytree.tree_leaves(
+        dict(example_inputs) if isinstance(example_inputs, Mapping) else example_inputs
+    )
+    return next((len(leaf) for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim()), 1)
+
+
+def clock_of(model: nn.Module) -> dict[str, str]:
+    """Device and dtype that a model would be timed in."""
+    first = next((p for p in model.parameters() if p.is_floating_point()), None)
+    device = torch.device("cpu") if first is None or first.is_meta else first.device
+    dtype = torch.float32 if first is None else first.dtype
+    return {"device": str(device), "dtype": str(dtype).removeprefix("torch.")}
 
 
 def _shared(

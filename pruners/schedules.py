@@ -56,6 +56,10 @@ def step_budget(
         raise DepgraphError(f"step {step} is not one of the {steps} steps")
     if target is not None:
         ((what, share),) = target.items()
+        if what not in ("params", "macs"):
+            raise DepgraphError(
+                f"several cuts cannot share a target of {what}; give params, macs or a ratio"
+            )
         which = ("params", "macs").index(what)
         wanted = share ** (step / steps) * dense.cost({})[which]
         left = wanted / now.cost({})[which]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -19,6 +19,8 @@ from depgraph.checkpoint import PIECE_BYTES, Checkpoint
 from depgraph.sharded import ShardedSlicer, stored_names
 from depgraph.store import check_place
 from pruners.allocation import allocator
+from pruners.calibration import with_latency
+from pruners.latency import LatencyModel
 from pruners.magnitude import Norm, Random, add_powers
 from pruners.metrics import Metric, make_metric
 from pruners.pruning import with_defaults
@@ -79,6 +81,7 @@ def prune_checkpoint(
     max_memory: int | None = None,
     resume: bool = False,
     progress: Progress | None = None,
+    latency: LatencyModel | Mapping[str, Any] | None = None,
     **choices: Any,
 ) -> Plan:
     """Prune a model whose weights are on disk, and may be larger than memory.
@@ -106,6 +109,8 @@ def prune_checkpoint(
         was not finished is begun again.
     progress : callable, optional
         ``progress(stage, done, total)`` in bytes; stages are ``"score"`` and ``"slice"``.
+    latency : LatencyModel or mapping, optional
+        See `pruners.prune`; by default of the CPU.
     **choices
         See `allocator`: a ratio (0.5 by default) or a target, and how to share it out.
 
@@ -133,7 +138,7 @@ def prune_checkpoint(
     stored = stored_names(model, source)
     graph = trace(model, example_inputs)
     choices = with_defaults(scorer, **choices)
-    choose = allocator(graph, **choices)
+    choose = allocator(graph, **with_latency(graph, choices, latency))
     cap.check(PIECES_AT_ONCE * PIECE_BYTES)
     job = {"checkpoint": source.identity(), "metric": scorer.name, "seed": seed, **choices}
     folder = _workspace(out, job, resume)

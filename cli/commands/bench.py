@@ -18,6 +18,7 @@ from cli.output import emit, environment, table
 from cli.saved import dense_of, load_saved, saved_in
 from depgraph import DepgraphError
 from domains import timing
+from domains.training_timing import compare_training
 
 
 @click.command()
@@ -30,6 +31,8 @@ from domains import timing
 @click.option("--amp", type=click.Choice(["fp16", "bf16"]), help="Autocast to this precision.")
 @click.option("--channels-last", is_flag=True)
 @click.option("--compile", "compiled", is_flag=True, help="Time torch.compile of both.")
+@click.option("--training", is_flag=True, help="Time training steps, not forward passes.")
+@click.option("--checkpointing", is_flag=True, help="With --training: recompute activations.")
 @seed_option
 @json_option
 def bench(
@@ -42,6 +45,8 @@ def bench(
     amp: str | None,
     channels_last: bool,
     compiled: bool,
+    training: bool,
+    checkpointing: bool,
     seed: int,
     as_json: bool,
 ) -> None:
@@ -50,6 +55,10 @@ def bench(
     The original is --dense, or DIR/../dense where a run left one, or else the model that `prune`
     was called with, with random weights, which are as fast as any.
     """
+    if checkpointing and not training:
+        raise click.UsageError("--checkpointing goes with --training")
+    if channels_last and training:
+        raise click.UsageError("--channels-last does not go with --training")
     pruned = load_saved(directory)
     example = example_inputs(pruned)
     original, origin = _dense(directory, dense, pruned)
@@ -64,6 +73,9 @@ def bench(
         seed=seed,
     )
     models = {"dense": original, "pruned": pruned}
+    if training:
+        _training(models, tuple(example.shape[1:]), settings, checkpointing, origin, as_json)
+        return
     timings = timing.compare(models, tuple(example.shape[1:]), settings)
     result: dict[str, Any] = {
         name: {
@@ -89,6 +101,33 @@ def bench(
     columns = ["", "parameters", "MACs", "latency ms", "images/s", "peak MiB", "speed-up"]
     title = f"batch {batch_size}, {timings['dense'].device_name}; dense from {origin}"
     emit(result, as_json, table(title, columns, rows))
+
+
+def _training(
+    models: dict[str, nn.Module],
+    shape: tuple[int, ...],
+    settings: timing.TimingSettings,
+    checkpointing: bool,
+    origin: str,
+    as_json: bool,
+) -> None:
+    """Time training steps of both, and print what came of it."""
+    timings = compare_training(models, shape, settings, checkpointing=checkpointing)
+    result = {name: asdict(measured) for name, measured in timings.items()}
+    rows = [
+        (
+            name,
+            f"{t.step_ms:.1f}",
+            f"{t.steps_per_second:.2f}",
+            f"{t.peak_memory_bytes / 2**20:.0f}",
+            f"{t.speedup:.2f}x",
+        )
+        for name, t in timings.items()
+    ]
+    columns = ["", "step ms", "steps/s", "peak MiB", "speed-up"]
+    title = f"training at batch {settings.batch_size}, {timings['dense'].dtype}; from {origin}"
+    said = {"speedup": timings["pruned"].speedup, "dense_from": origin, **environment()}
+    emit({**result, **said}, as_json, table(title, columns, rows))
 
 
 def _dense(directory: Path, dense: Path | None, pruned: nn.Module) -> tuple[nn.Module, str]:

@@ -13,10 +13,12 @@ import domains
 import pruners
 from cli.across import across_domains as across
 from cli.across import check_across
+from cli.latency import predicted
 from cli.models import check_classes, example_inputs, load_model
 from cli.options import (
     Bytes,
     budget,
+    clock,
     compute_options,
     json_option,
     metric_and_kinds,
@@ -62,11 +64,13 @@ def prune(
     target_macs: float | None,
     target_params: float | None,
     target_latency: float | None,
+    latency_table: Path | None,
+    latency_batch_size: int,
     metric: str | None,
     scope: str,
     kinds: tuple[str, ...],
     ignore: tuple[str, ...],
-    round_to: int,
+    round_to: int | str | None,
     min_units: int,
     normalise: str | None,
     per: str | None,
@@ -99,6 +103,7 @@ def prune(
         "normalise": normalise,
         "per": per,
     }
+    latency = clock(latency_table, latency_batch_size, device, progress=not as_json)
     if checkpoint is not None:
         _refuse_others(click.get_current_context())
         prune_sharded(
@@ -115,7 +120,11 @@ def prune(
                 "num_classes": num_classes,
                 "model_args": model_args,
             },
-            choices={**choices, "kinds": kinds or None},
+            choices={
+                **choices,
+                "kinds": kinds or None,
+                "latency": {**latency, "device": "cpu"},
+            },
         )
         return
     if model_name is None:
@@ -159,6 +168,7 @@ def prune(
         example_inputs(model, img_size),
         scorer,
         **choices,
+        latency=latency,
         kinds=chosen_kinds,
         num_samples=num_samples,
         compensate=compensate,
@@ -169,15 +179,14 @@ def prune(
         seed=seed,
     )
     depgraph.save(small.cpu(), out)
-    dense = {
-        "params": sum(p.numel() for p in model.parameters()),
-        "macs": depgraph.count_macs(model, example_inputs(model, img_size)),
-    }
+    graph = depgraph.trace(model, example_inputs(model, img_size))
+    dense = {"params": graph.num_params, "macs": graph.macs}
     said = {
         "model": model_name,
         "arguments": {"img_size": img_size, "num_classes": num_classes, "model_args": model_args},
         "metric": metric,
         **share,
+        **predicted(graph, plan, share, latency),
         "scope": scope,
         "across_domains": across_domains,
         "compensated": batches is not None and compensate is not False,

@@ -19,6 +19,7 @@ from cli.options import (
     algorithm_said,
     batch_size_option,
     budget,
+    clock,
     compute_options,
     data_option,
     json_option,
@@ -78,7 +79,7 @@ def run(
     """
     budget(**{name: options[name] for name in BUDGETS})  # refused before the data is read
     found = domains.load_domains(data, progress=not as_json)
-    job = make_job(found, **options)
+    job = make_job(found, progress=not as_json, **options)
     result = run_pipeline(
         job.model,
         job.split,
@@ -116,6 +117,7 @@ def make_job(
     found: domains.DomainData,
     start: Start = TIMM,
     *,
+    progress: bool = False,
     model_name: str,
     pretrained: bool,
     weights: Path | None,
@@ -128,11 +130,13 @@ def make_job(
     target_macs: float | None,
     target_params: float | None,
     target_latency: float | None,
+    latency_table: Path | None,
+    latency_batch_size: int,
     metric: str | None,
     scope: str,
     kinds: tuple[str, ...],
     ignore: tuple[str, ...],
-    round_to: int,
+    round_to: int | str | None,
     min_units: int,
     normalise: str | None,
     per: str | None,
@@ -168,6 +172,8 @@ def make_job(
     found : DomainData
     start : Start
         What models are named after, and the recipes where nothing is said.
+    progress : bool
+        Whether bars are shown.
     **options
         As `run` takes them, less the places of data and results.
     """
@@ -177,6 +183,8 @@ def make_job(
         raise click.UsageError("--steps needs --schedule iterative")
     if step_epochs is not None and schedule == "one-shot":
         raise click.UsageError("--step-epochs needs another --schedule than one-shot")
+    if target_latency is not None and schedule == "iterative":
+        raise click.UsageError("--target-latency needs another --schedule than iterative")
     share = budget(ratio, target_macs, target_params, target_latency)
     chosen_metric, chosen_kinds = metric_and_kinds(metric, kinds)
     split = domains.leave_one_out(found, target, seed=seed, split_by=split_by)  # type: ignore[arg-type]
@@ -252,6 +260,7 @@ def make_job(
         device=device,
         amp=amp,
         seed=seed,
+        latency=clock(latency_table, latency_batch_size, device, progress),
     )
     saved = dense is not None or Path(model_name).is_dir()
     return Job(dense_model, None if saved else lambda: load(False, None), split, settings)

@@ -54,6 +54,19 @@ def test_a_target_of_macs_is_met(invoke: Invoke, tmp_path: Path) -> None:
     assert row["pruned"]["macs"] == pytest.approx(0.4 * row["dense"]["macs"], rel=0.02)
 
 
+def test_a_target_of_latency_is_met_by_the_table_of_the_device(
+    invoke: Invoke, tmp_path: Path
+) -> None:
+    table = tmp_path / "table.json"
+    args = ["--target-latency=0.6", "--metric=l1", "--out", tmp_path / "small", "--json"]
+    result = invoke("prune", *TINY, *args, "--latency-table", table, "--device=cpu")
+    assert result.exit_code == 0, result.output
+    row = json.loads(result.stdout)
+    assert row["pruned"]["macs"] < row["dense"]["macs"]
+    assert row["predicted_latency_kept"] == pytest.approx(0.6, rel=0.02)
+    assert json.loads(table.read_text())["device"]["dtype"] == "float32"
+
+
 def test_run_does_the_whole_job_and_resumes_to_the_same_result(
     invoke: Invoke, data: Path, tmp_path: Path
 ) -> None:

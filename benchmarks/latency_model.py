@@ -1,0 +1,108 @@
+"""Predicted against measured latency, as shares of the dense model's, over random plans.
+
+``python -m benchmarks.latency_model vit_base_patch16_224 --plans 30``. Each pruned model is timed
+in turns with the dense one; what is compared is the ratio, which the load moves little.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from typing import Any
+
+import click
+import numpy as np
+import timm
+import torch
+from torch import nn
+
+import depgraph
+from domains import timing
+from pruners.calibration import measured_latency
+from pruners.latency import LatencyModel
+
+
+def random_plan(graph: depgraph.DependencyGraph, draw: random.Random) -> dict[str, list[int]]:
+    """Another share of each kind of group, and of each group around it."""
+    kinds = {kind: draw.uniform(0.25, 1.0) for kind in sorted({g.kind for g in graph.prunable})}
+    kept = {}
+    for group in graph.prunable:
+        share = min(1.0, kinds[group.kind] * draw.uniform(0.8, 1.2))
+        kept[group.name] = list(range(max(1, round(share * group.size))))
+    return kept
+
+
+def measure(
+    model: nn.Module, latency: LatencyModel, plans: int, seconds: float, batch: int, device: str
+) -> list[dict[str, float]]:
+    """Shares predicted and measured of several random plans."""
+    draw = random.Random(0)
+    rows = []
+    size = tuple(timm.data.resolve_data_config({}, model=model)["input_size"])
+    settings = timing.TimingSettings(batch, device, seconds=seconds, min_rounds=5, warmup_rounds=1)
+    for _ in range(plans):
+        kept = random_plan(latency.graph, draw)
+        plan = latency.graph.plan(kept)
+        small = plan.apply(model)
+        timed = timing.compare({"dense": model, "pruned": small}, size, settings)["pruned"]
+        predicted = latency.share({name: len(units) for name, units in kept.items()})
+        measured = 1 / timed.speedup
+        rows.append(
+            {
+                "macs": plan.macs / latency.graph.macs,
+                "predicted": predicted,
+                "measured": measured,
+                "error": predicted / measured - 1,
+            }
+        )
+        click.echo(" ".join(f"{name} {value:.3f}" for name, value in rows[-1].items()), err=True)
+    return rows
+
+
+def alignments(latency: LatencyModel) -> dict[str, dict[int, float]]:
+    """How much longer ops take at sizes aligned to 1, 2, 4, ... by the widest group of a kind."""
+    widest: dict[str, depgraph.Group] = {}
+    for group in sorted(latency.graph.prunable, key=lambda group: group.size):
+        widest[group.kind] = group
+    return {kind: latency.multiples(group) for kind, group in widest.items()}
+
+
+@click.command()
+@click.argument("name", default="vit_base_patch16_224")
+@click.option("--plans", default=30, show_default=True)
+@click.option("--seconds", default=4.0, show_default=True, help="Of timing each plan.")
+@click.option("--batch-size", default=1, show_default=True)
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--latency-table", help="File of the table  [in the user's cache folder].")
+def main(
+    name: str, plans: int, seconds: float, batch_size: int, device: str, latency_table: str | None
+) -> None:
+    """Print one JSON object: the rows, and how far off they are."""
+    model = timm.create_model(name).eval()
+    size = timm.data.resolve_data_config({}, model=model)["input_size"]
+    graph = depgraph.trace(model, torch.zeros(1, *size))
+    start = time.perf_counter()
+    latency = measured_latency(
+        graph, device=device, batch_size=batch_size, file=latency_table, progress=True
+    )
+    took = time.perf_counter() - start
+    rows = measure(model, latency, plans, seconds, batch_size, device)
+    errors = np.abs([row["error"] for row in rows])
+    result: dict[str, Any] = {
+        "model": name,
+        "batch_size": batch_size,
+        "device": latency.table.device.name,
+        "calibration_seconds": took,
+        "dense_ms_predicted": latency.dense_ms,
+        "median_error": float(np.median(errors)),
+        "worst_error": float(errors.max()),
+        "within_5_percent": float((errors <= 0.05).mean()),
+        "slower_by_alignment": alignments(latency),
+        "rows": rows,
+    }
+    click.echo(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
