@@ -134,7 +134,7 @@ class Recalibration:
             return
         was = self.dense[name]
         kept = self.kept.get(name, {}).get(0)
-        index = slice(None) if kept is None else kept.to(mean.device)
+        index: Any = slice(None) if kept is None else kept.to(mean.device)
         mean += (seen.mean - was.mean[index]).to(mean)
         variance *= (seen.variance / was.variance[index].clamp_min(1e-12)).to(variance)
         self.done.append(name)
