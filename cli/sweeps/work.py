@@ -84,6 +84,14 @@ def job_of(place: Place, cell: Cell, found: DomainData) -> Job:
     return replace(job, settings=settings)
 
 
+def check_model(place: Place, cell: Cell) -> None:
+    """Refuse a model that cannot be made, without making it."""
+    options = parsed(cell.options)
+    names = ("pretrained", "weights", "img_size", "model_args")
+    start = DIGITS if place.digits else TIMM
+    start.check(options["model_name"], **{name: options[name] for name in names})
+
+
 def dense_directory(place: Place, key: str) -> Path:
     """Where a dense model is that runs share."""
     return place.out / "dense" / key
