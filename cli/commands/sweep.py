@@ -43,7 +43,12 @@ from domains import DomainData
 @click.option(
     "--workers", type=click.IntRange(1), help="Processes at once, one thread each; needs Ray."
 )
-@click.option("--ray", "address", metavar="ADDRESS", help="Run on this Ray cluster, or auto.")
+@click.option(
+    "--ray",
+    "address",
+    metavar="ADDRESS",
+    help="Run on this Ray cluster, or auto; its machines share --out.",
+)
 @click.option("--retry-failed", is_flag=True, help="Try again what failed before.")
 @click.option("--dry-run", is_flag=True, help="Show the runs, do none.")
 @json_option
