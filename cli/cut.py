@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import depgraph
 import domains
 import pruners
+from cli.across import across_domains
 from cli.models import example_inputs
 from cli.precision import with_precision
 from cli.settings import RunSettings
@@ -63,7 +64,15 @@ def cut(
             "give a timm name, or leave that control out"
         )
     metric = pruners.make_metric(settings.pruning["metric"], seed=settings.seed)
-    heard = _Heard(with_precision(metric, settings.device, settings.amp))
+    metric = across_domains(
+        with_precision(metric, settings.device, settings.amp),
+        settings.across_domains,
+        dense,
+        split,
+        num_samples=settings.pruning.get("num_samples"),
+        seed=settings.seed,
+    )
+    heard = _Heard(metric)
     small, plan = pruners.prune(
         dense,
         example_inputs(dense),

@@ -10,10 +10,12 @@ from typing import Any
 import click
 
 from cli.commands.bench import bench
+from cli.commands.data import data
 from cli.commands.demo import demo
 from cli.commands.evaluate import evaluate
 from cli.commands.finetune import finetune
 from cli.commands.inspect import inspect
+from cli.commands.metrics import metrics
 from cli.commands.prune import prune
 from cli.commands.report import report
 from cli.commands.run import run
@@ -52,7 +54,10 @@ def program(debug: bool) -> None:
     """Prune vision transformers by their dependency graph, and judge them on an unseen domain."""
 
 
-for command in (demo, inspect, prune, finetune, evaluate, bench, run, sweep, report):
+for command in (
+    *(demo, inspect, metrics, prune, finetune, evaluate, bench, run),
+    *(sweep, report, data),
+):
     program.add_command(command)
 
 

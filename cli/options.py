@@ -12,7 +12,8 @@ import torch
 from accelerate.utils import convert_file_size_to_int
 
 import domains
-from pruners import METRICS, make_metric
+from cli.tracking import TRACKERS, available_tracker
+from pruners import COMBINATIONS, METRICS, make_metric
 from pruners._choices import AUTO, NORMALISATIONS
 from pruners.allocation import PER, SCOPES
 
@@ -120,6 +121,12 @@ split_option = click.option(
 )
 out_option = click.option(
     "--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Directory."
+)
+track_option = click.option(
+    "--track",
+    type=click.Choice(TRACKERS),
+    callback=available_tracker,
+    help="Log each epoch there too; files go under tracking/ in the output directory.",
 )
 resume_option = click.option("--resume", is_flag=True, help="Continue what an earlier call began.")
 
@@ -248,6 +255,12 @@ pruning_options = _combined(
     ),
     click.option(
         "--num-samples", type=click.IntRange(1), help="Samples to score with  [64; obs: 256]."
+    ),
+    click.option(
+        "--across-domains",
+        type=click.Choice(COMBINATIONS),
+        help="Score each source domain apart, and count less what only some of them use  [all "
+        "domains together].",
     ),
     click.option(
         "--compensate/--no-compensate",

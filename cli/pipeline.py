@@ -21,6 +21,7 @@ from cli.cut import cut
 from cli.models import example_inputs
 from cli.output import environment, note, write_json
 from cli.settings import RunSettings, deciding
+from cli.tracking import tracked
 from depgraph import DepgraphError
 from domains import FinetuneSettings, Split, timing
 
@@ -37,6 +38,7 @@ def run_pipeline(
     fresh: Callable[[], nn.Module] | None = None,
     log: Callable[[str], None] | None = None,
     more: Mapping[str, Any] | None = None,
+    track: str | None = None,
 ) -> dict[str, Any]:
     """Fine-tune, prune, fine-tune again, evaluate and time.
 
@@ -62,6 +64,8 @@ def run_pipeline(
         Gets a line as each stage begins; by default standard error, if there is `progress`.
     more : mapping, optional
         What else is put into the row.
+    track : str or None
+        One of `cli.tracking.TRACKERS`, to log the epochs of both trainings to.
 
     Returns
     -------
@@ -77,7 +81,7 @@ def run_pipeline(
         raise DepgraphError(
             f"'{out}' is not empty; choose another --out, or continue it with --resume"
         )
-    stages = _Stages(model, split, settings, out, progress, dense_at or out, fresh, log)
+    stages = _Stages(model, split, settings, out, progress, dense_at or out, fresh, log, track)
     stages.dense()
     stages.pruned()
     stages.recovered()
@@ -97,7 +101,7 @@ def train_dense(
 
     Parameters are those of `run_pipeline`, whose `dense_at` is this `out`.
     """
-    stages = _Stages(model, split, settings, out, progress, out, None, log)
+    stages = _Stages(model, split, settings, out, progress, out, None, log, None)
     stages.dense()
     stages.dense_accuracy()
 
@@ -128,6 +132,7 @@ class _Stages:
         dense_at: Path,
         fresh: Callable[[], nn.Module] | None,
         log: Callable[[str], None] | None,
+        track: str | None,
     ) -> None:
         self.model = model
         self.split = split
@@ -137,6 +142,7 @@ class _Stages:
         self.dense_at = dense_at
         self.fresh = fresh
         self.log = log or (note if progress else lambda text: None)
+        self.track = track
         self.records: dict[str, dict[str, Any]] = {}
 
     def _stage(
@@ -174,15 +180,18 @@ class _Stages:
         if recipe is None:
             depgraph.save(model.eval(), self._place(name) / name)
             return {"history": []}
-        trained = domains.finetune(
-            model,
-            self.split,
-            recipe,
-            self._place(name) / f"{name}-training",
-            resume=True,
-            progress=self.progress,
-            teacher=teacher,
-        )
+        stage = "dense" if name == "dense" else "recovery"
+        with tracked(self.track, self.out, stage, self._protocol() | asdict(recipe)) as on_epoch:
+            trained = domains.finetune(
+                model,
+                self.split,
+                recipe,
+                self._place(name) / f"{name}-training",
+                resume=True,
+                progress=self.progress,
+                teacher=teacher,
+                on_epoch=on_epoch,
+            )
         depgraph.save(model.eval(), self._place(name) / name)
         return {"history": list(trained.history), "best_epoch": trained.best_epoch}
 
@@ -207,6 +216,8 @@ class _Stages:
         made_with = {**_protocol(self.split, settings), **settings.share, **settings.pruning}
         if settings.control is not None:
             made_with["control"] = settings.control
+        if settings.across_domains is not None:
+            made_with["across_domains"] = settings.across_domains
         self._stage("pruned-only", made_with, self._prune)
 
     def recovered(self) -> None:
@@ -255,6 +266,7 @@ class _Stages:
         row: dict[str, Any] = {
             "model": settings.model,
             "metric": settings.control or settings.pruning["metric"],
+            "across_domains": settings.across_domains,
             "ratio": settings.share.get("ratio"),
             "target": settings.share.get("target"),
             "target_domain": self.split.target,

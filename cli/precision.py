@@ -46,6 +46,7 @@ def with_precision(metric: Metric, device: str, amp: bool) -> Metric:
         metric.name,
         True,
         bool(getattr(metric, "additive", False)),
+        getattr(metric, "normalise", None),
         pruners.samples_wanted(metric),
         metric,
         device,
@@ -60,6 +61,7 @@ class _Autocast:
     name: str
     needs_data: bool
     additive: bool
+    normalise: str | None
     num_samples: int
     metric: Metric
     device: str

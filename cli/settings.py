@@ -49,6 +49,8 @@ class RunSettings:
     distill : bool
         Learn from the dense model's outputs after pruning.
     timing : TimingSettings
+    across_domains : str or None
+        How importance is combined over source domains; None: of all images together.
     device : str
     amp : bool
     seed : int
@@ -64,6 +66,7 @@ class RunSettings:
     distill: bool = False
     lr_by_share: bool = False
     timing: timing.TimingSettings = field(default_factory=timing.TimingSettings)
+    across_domains: str | None = None
     device: str = "cpu"
     amp: bool = False
     seed: int = 0
@@ -86,6 +89,7 @@ def controlled(settings: RunSettings, control: str) -> RunSettings:
         settings,
         control=control,
         pruning={**settings.pruning, **uniform, "normalise": None, "per": None},
+        across_domains=None,
         recovery=recipe and replace(recipe, epochs=epochs),
         distill=False,
         lr_by_share=False,

@@ -63,6 +63,8 @@ def load_domains(root: str | Path, *, verify: bool = True, progress: bool = Fals
         image: the text names the first one found.
     """
     root = Path(root)
+    if root.is_file():
+        raise DepgraphError(f"{root} is a file; 'data unpack' makes a folder of an archive")
     if not root.is_dir():
         raise DepgraphError(f"no folder {root}; give the ROOT of ROOT/<domain>/<class>/<image>")
     # Sorted by name, so that neither labels nor results depend on the file system.

@@ -4,6 +4,7 @@ After every epoch one checkpoint replaces the one before. Stopped at any moment 
 on the CPU ends with the same weights, bit for bit.
 """
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,7 @@ def finetune(
     resume: bool = False,
     progress: bool = True,
     teacher: nn.Module | None = None,
+    on_epoch: Callable[[EpochRow], None] | None = None,
 ) -> FinetuneResult:
     """Train `model` on the source domains of `split`; it ends with its best epoch's weights.
 
@@ -61,6 +63,8 @@ def finetune(
         Show a progress bar on standard error.
     teacher : nn.Module or None
         Usually the dense model: its outputs are learnt from too, as `settings` weighs them.
+    on_epoch : callable or None
+        Called with the row of each epoch once its checkpoint is written: never twice for one.
 
     Returns
     -------
@@ -98,6 +102,8 @@ def finetune(
         for epoch in range(len(state.history), settings.epochs):
             state.add(runner.run(state, epoch))
             save_checkpoint(folder, {"identity": identity, "state": state.to_dict()})
+            if on_epoch is not None:
+                on_epoch(state.history[-1])
         model.load_state_dict(state.best)
     seconds = sum(row["seconds"] for row in state.history)
     return FinetuneResult(

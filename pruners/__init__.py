@@ -1,27 +1,55 @@
 """Scores units, chooses what stays under a ratio or a budget, and prunes."""
 
+from pruners._units import reduce_others, sum_over_members
+from pruners.activation import FLAP, Wanda
 from pruners.allocation import allocate
-from pruners.gradient import Hessian, Taylor
-from pruners.magnitude import L1, L2, Random
+from pruners.domain_aware import COMBINATIONS, DomainAware
+from pruners.fisher import Fisher, GaussNewton, Hessian, Taylor2
+from pruners.geometric_median import FPGM
+from pruners.gradient import Taylor
+from pruners.hutchinson import Hutchinson
+from pruners.magnitude import L1, L2, Lamp, Random
 from pruners.metrics import METRICS, Metric, make_metric, register
+from pruners.norm_scale import NormScale
 from pruners.obs import OBS
 from pruners.pruning import prune, samples_wanted, score
 from pruners.sharded import prune_checkpoint
 
+# In the order in which they are listed to people: the control first, then by what they look at.
+for _metric in (
+    *(Random, L1, L2, Lamp, FPGM, NormScale),
+    *(Wanda, FLAP),
+    *(Taylor, Taylor2, Hessian, GaussNewton, Hutchinson, Fisher, OBS),
+):
+    register(_metric)
+
 __all__ = [
+    "COMBINATIONS",
+    "FLAP",
+    "FPGM",
     "L1",
     "L2",
     "METRICS",
     "OBS",
+    "DomainAware",
+    "Fisher",
+    "GaussNewton",
     "Hessian",
+    "Hutchinson",
+    "Lamp",
     "Metric",
+    "NormScale",
     "Random",
     "Taylor",
+    "Taylor2",
+    "Wanda",
     "allocate",
     "make_metric",
     "prune",
     "prune_checkpoint",
+    "reduce_others",
     "register",
     "samples_wanted",
     "score",
+    "sum_over_members",
 ]

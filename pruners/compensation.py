@@ -26,6 +26,7 @@ from depgraph import DepgraphError, Plan
 from pruners._calls import Call, Watch, readable, run
 from pruners.gradient import evaluating
 from pruners.metrics import Batch
+from pruners.recalibration import Recalibration, WatchNorms, observe_norms
 
 DAMPING = 0.01
 """Share of the mean diagonal that holds the refitted weights near those they had."""
@@ -39,7 +40,7 @@ def compensate(
     batches: Sequence[Batch],
     damping: float = DAMPING,
 ) -> list[str]:
-    """Refit, in place, every linear layer and convolution that lost inputs.
+    """Refit, in place, every linear layer and convolution that lost inputs, and batch norms.
 
     Parameters
     ----------
@@ -60,8 +61,10 @@ def compensate(
 
     Notes
     -----
-    A layer that is applied several times in one forward is left as it is, and so are grouped
-    convolutions: their columns have no sum of their own to be fitted to.
+    Biases are part of the least squares, where they are parameters. Running statistics of batch
+    norms follow what reaches them (`pruners.recalibration`); other norms have none. A layer that is
+    applied several times in one forward is left as it is, and so are grouped convolutions: their
+    columns have no sum of their own to be fitted to.
     """
     losing = {
         name
@@ -71,13 +74,17 @@ def compensate(
     inputs = _joined(batches)
     refit = _Refit(plan, damping)
     with evaluating(dense), evaluating(small):
+        norms = Recalibration(plan, observe_norms(dense, lambda: run(dense, inputs)))
         once = _called_once(dense, losing, batches[0][0])
         wanted = Queue(maxsize=1)  # type: ignore[var-annotated]
         teacher = _Teacher(dense, once, inputs, wanted)
         teacher.start()
         try:
-            with Watch(
-                small, once, lambda call, output: refit(call, output, teacher.next(call.weight))
+            with (
+                WatchNorms(small, norms),
+                Watch(
+                    small, once, lambda call, output: refit(call, output, teacher.next(call.weight))
+                ),
             ):
                 run(small, inputs)
         finally:

@@ -1,4 +1,4 @@
-"""Metrics that read the weights only: random (the control), L1 and L2."""
+"""Metrics that read the weights only: random (the control), L1, L2 and LAMP."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from depgraph import DependencyGraph
 from pruners._units import sum_over_members
-from pruners.metrics import Batch, register
+from pruners.metrics import Batch
 
 
-@register
 class Random:
     """Uniform numbers; what any other metric has to beat.
 
@@ -125,7 +124,6 @@ _PIECE = 1 << 18
 """Numbers that fit into a core's cache together."""
 
 
-@register
 class L1(Norm):
     """Sum of absolute values over all members of a unit (Li et al. 2017).
 
@@ -139,7 +137,6 @@ class L1(Norm):
     order = 1.0
 
 
-@register
 class L2(Norm):
     """Euclidean norm over all members of a unit, as one group (Fang et al. 2023, eq. 4).
 
@@ -151,3 +148,35 @@ class L2(Norm):
     name = "l2"
     needs_data = False
     order = 2.0
+
+
+class Lamp(L2):
+    """Share of a unit's squared norm in that of all units at least as large (Lee et al. 2021).
+
+    ``|w_u|^2 / sum over v with |w_v| >= |w_u| of |w_v|^2``, the norms taken over all members. The
+    order within a group is that of L2; the scores of groups are made to be compared as they are,
+    so they are not normalised: the largest unit of each has the score 1.
+
+    References
+    ----------
+    Lee, Park, Mo, Ahn, Shin: "Layer-adaptive Sparsity for the Magnitude-based Pruning", ICLR 2021,
+    the LAMP score, with the units of a group in place of the weights of a layer.
+    """
+
+    name = "lamp"
+    normalise = "none"
+
+    def from_sums(
+        self, graph: DependencyGraph, sums: Callable[[str], list[Tensor]]
+    ) -> dict[str, Tensor]:
+        """Scores from `power_sums`, as `Norm.from_sums`."""
+        norms = super().from_sums(graph, sums)
+        return {name: _share_of_larger(norm**2) for name, norm in norms.items()}
+
+
+def _share_of_larger(squares: Tensor) -> Tensor:
+    order = squares.argsort(stable=True)
+    larger = squares[order].flip(0).cumsum(0).flip(0)  # ties in the order of their index
+    shares = torch.empty_like(squares)
+    shares[order] = squares[order] / larger.clamp_min(1e-300)
+    return shares

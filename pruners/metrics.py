@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -27,9 +28,10 @@ class Metric(Protocol):
 
     Notes
     -----
-    Two attributes may be left out. ``additive = True``: scores are rises of the loss, to be ranked
-    between groups as they are, by what a unit saves. ``num_samples = 256``: samples it looks at
-    when nothing is said, 64 otherwise.
+    Three attributes may be left out. ``additive = True``: scores are rises of the loss, to be
+    ranked between groups as they are, by what a unit saves. ``normalise = "none"``: what the scores
+    of each group are divided by when nothing is said, else the mean. ``num_samples = 256``: samples
+    it looks at when nothing is said, 64 otherwise.
     """
 
     name: str
@@ -51,13 +53,18 @@ def register(cls: type[Metric]) -> type[Metric]:
 
     Examples
     --------
-    >>> from pruners._units import sum_over_members
+    >>> from pruners import reduce_others, sum_over_members
     >>> @register
-    ... class Size:
-    ...     name, needs_data = "size", False
+    ... class L3:
+    ...     "Sum of cubes over all members of a unit."
+    ...
+    ...     name, needs_data = "l3", False
+    ...
     ...     def score(self, model, graph, batches):
-    ...         return {group.name: group.size * torch.ones(group.size) for group in graph.prunable}
-    >>> _ = METRICS.pop("size")
+    ...         weights = dict(model.named_parameters())
+    ...         cubes = lambda name, dim: reduce_others(weights[name].abs() ** 3, dim)
+    ...         return sum_over_members(graph, cubes)
+    >>> _ = METRICS.pop("l3")
     """
     METRICS[cls.name] = cls
     return cls
@@ -93,4 +100,5 @@ def make_metric(metric: str | Metric, *, seed: int = 0) -> Metric:
         hint = f"did you mean '{near[0]}'? " if near else ""
         raise DepgraphError(f"unknown metric '{metric}'; {hint}choose one of {', '.join(METRICS)}")
     cls: Any = METRICS[metric]
-    return cls(seed=seed) if metric == "random" else cls()
+    draws = "seed" in inspect.signature(cls).parameters
+    return cls(seed=seed) if draws else cls()

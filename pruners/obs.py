@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from depgraph import DependencyGraph, Group
 from pruners.attention import Attention, find_attentions
 from pruners.basis import root
-from pruners.metrics import Batch, register
+from pruners.metrics import Batch
 from pruners.moments import Moments, layer_moments
 
 DAMPING = 0.01
@@ -20,7 +20,6 @@ POOL = 32
 """Columns among which the next units are looked for before all others are brought up to date."""
 
 
-@register
 class OBS:
     """Rise of the loss per unit, the layers that read it refitted, in the order of elimination.
 

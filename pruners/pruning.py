@@ -53,15 +53,16 @@ def prune(
     example_inputs : Tensor, tuple of Tensors, or mapping of str to Tensor
         What the model is called with; only shapes matter.
     metric : str or Metric
-        See `METRICS`; ``"l2"`` by default.
+        See `METRICS`; ``"l2"`` by default. `DomainAware` scores source domains apart.
     ratio : float
         Share of the prunable units that is removed; 0.5 where there is no target.
     target, scope, kinds, ignore, round_to, min_units
         See `allocator`.
     normalise, per : str, optional
         See `allocator`. By default as the metric says: scores that are rises of the loss
-        (``"obs"``) are ranked as they are, by what a unit saves; all others ``"mean"`` and
-        ``"unit"``.
+        (``"obs"``) are ranked as they are, by what a unit saves; all others ``"unit"``, and
+        ``"mean"`` unless they are made to be compared as they are (``"lamp"``: ``"none"``,
+        ``"flap"``: ``"spread"``).
     batches : iterable of (inputs, targets), optional
         For metrics that need data, and for the compensation.
     num_samples : int, optional
@@ -144,7 +145,7 @@ def with_defaults(
     if ratio is None and target is None:
         ratio = 0.5
     if normalise is None:
-        normalise = "none" if additive else "mean"
+        normalise = getattr(scorer, "normalise", None) or ("none" if additive else "mean")
     if per is None:
         by_cost = additive and normalise == "none" and scope == "global"
         per = ("params" if "params" in (target or {}) else "macs") if by_cost else "unit"

@@ -96,7 +96,7 @@ def prune_checkpoint(
         Directory that `depgraph.load` reads, with a shard for each shard. Half-done work is kept
         beside it, in ``.<name>.partial``.
     metric : str or Metric
-        ``"l2"``, ``"l1"`` or ``"random"``.
+        ``"l2"``, ``"l1"``, ``"lamp"`` or ``"random"``.
     seed : int
         Of the random metric.
     max_memory : int, optional
@@ -123,7 +123,7 @@ def prune_checkpoint(
     scorer = make_metric(metric, seed=seed)
     if not isinstance(scorer, (Norm, Random)):
         raise DepgraphError(
-            f"metric '{scorer.name}' cannot be had a shard at a time; use l2, l1 or random"
+            f"metric '{scorer.name}' cannot be had a shard at a time; use l2, l1, lamp or random"
         )
     out = Path(out)
     check_place(out)

@@ -17,11 +17,13 @@ from cli.options import (
     seed_option,
     split_option,
     target_option,
+    track_option,
     training_options,
 )
 from cli.output import emit, environment, percent, table, write_json
 from cli.saved import compensated_share, load_saved, saved_in
 from cli.settings import recovery_settings
+from cli.tracking import tracked
 
 
 @click.command()
@@ -42,6 +44,7 @@ from cli.settings import recovery_settings
     help="Where the trained model goes  [DIR itself].",
 )
 @resume_option
+@track_option
 @seed_option
 @compute_options
 @json_option
@@ -57,6 +60,7 @@ def finetune(
     teacher: Path | None,
     out: Path | None,
     resume: bool,
+    track: str | None,
     seed: int,
     device: str,
     amp: bool,
@@ -78,15 +82,17 @@ def finetune(
         amp=amp,
     )
     out = out or saved_in(directory) or directory
-    trained = domains.finetune(
-        model,
-        split,
-        settings,
-        out / "training",
-        resume=resume,
-        progress=not as_json,
-        teacher=None if teacher is None else load_saved(teacher),
-    )
+    with tracked(track, out, "recovery", {"model": str(directory), "target": target}) as on_epoch:
+        trained = domains.finetune(
+            model,
+            split,
+            settings,
+            out / "training",
+            resume=resume,
+            progress=not as_json,
+            teacher=None if teacher is None else load_saved(teacher),
+            on_epoch=on_epoch,
+        )
     depgraph.save(model.eval(), out)
     accuracy = domains.evaluate(model, split, device=device, amp=amp, progress=not as_json)
     result = {

@@ -11,6 +11,8 @@ from click.core import ParameterSource
 import depgraph
 import domains
 import pruners
+from cli.across import across_domains as across
+from cli.across import check_across
 from cli.models import check_classes, example_inputs, load_model
 from cli.options import (
     Bytes,
@@ -69,6 +71,7 @@ def prune(
     normalise: str | None,
     per: str | None,
     num_samples: int | None,
+    across_domains: str | None,
     compensate: bool | None,
     num_calibration: int | None,
     checkpoint: Path | None,
@@ -128,6 +131,8 @@ def prune(
         found = domains.load_domains(data, progress=not as_json)
     if found is not None and num_classes is None and not Path(model_name).is_dir():
         num_classes = len(found.classes)
+    sources = None if found is None else [d for d in found.samples if d != target]
+    check_across(across_domains, metric, sources)
     model = load_model(
         model_name,
         pretrained=pretrained,
@@ -144,10 +149,13 @@ def prune(
     if found is not None and target is not None:
         samples = domains.leave_one_out(found, target, seed=seed, split_by=split_by)  # type: ignore[arg-type]
     batches = None if samples is None else domains.batches(model, samples, batch_size=16, seed=seed)
+    scorer = with_precision(scorer, device, amp)
+    if samples is not None:
+        scorer = across(scorer, across_domains, model, samples, num_samples=num_samples, seed=seed)
     small, plan = pruners.prune(
         model,
         example_inputs(model, img_size),
-        with_precision(scorer, device, amp),
+        scorer,
         **choices,
         kinds=chosen_kinds,
         num_samples=num_samples,
@@ -167,6 +175,7 @@ def prune(
         "metric": metric,
         **share,
         "scope": scope,
+        "across_domains": across_domains,
         "compensated": batches is not None and compensate is not False,
         "seed": seed,
     }
@@ -176,7 +185,7 @@ def prune(
 _OF_IMAGES = frozenset(
     (
         *("pretrained", "weights", "data", "target", "split_by", "device", "amp"),
-        *("num_samples", "compensate", "num_calibration"),
+        *("num_samples", "across_domains", "compensate", "num_calibration"),
     )
 )
 """Options that mean nothing for a checkpoint on disk."""

@@ -11,6 +11,7 @@ import click
 from torch import nn
 
 import domains
+from cli.across import check_across
 from cli.html import report_page
 from cli.models import check_classes
 from cli.options import (
@@ -30,6 +31,7 @@ from cli.options import (
     seed_option,
     split_option,
     target_option,
+    track_option,
     training_options,
 )
 from cli.output import emit, percent, table, write_text
@@ -59,10 +61,13 @@ from domains import timing
 @seconds_option(10.0)
 @out_option
 @resume_option
+@track_option
 @seed_option
 @compute_options
 @json_option
-def run(out: Path, resume: bool, as_json: bool, data: Path, **options: Any) -> None:
+def run(
+    out: Path, resume: bool, track: str | None, as_json: bool, data: Path, **options: Any
+) -> None:
     """Fine-tune MODEL, prune it, fine-tune again; report accuracy on each domain, and speed.
 
     Nothing of the --target domain is used before the last step measures on it.
@@ -71,7 +76,13 @@ def run(out: Path, resume: bool, as_json: bool, data: Path, **options: Any) -> N
     found = domains.load_domains(data, progress=not as_json)
     job = make_job(found, **options)
     result = run_pipeline(
-        job.model, job.split, job.settings, out, resume=resume, progress=not as_json
+        job.model,
+        job.split,
+        job.settings,
+        out,
+        resume=resume,
+        progress=not as_json,
+        track=track,
     )
     write_text(out / "report.html", report_page(result, found))
     show(result, out, as_json)
@@ -122,6 +133,7 @@ def make_job(
     normalise: str | None,
     per: str | None,
     num_samples: int | None,
+    across_domains: str | None,
     compensate: bool | None,
     num_calibration: int | None,
     epochs: int | None,
@@ -151,6 +163,7 @@ def make_job(
     share = budget(ratio, target_macs, target_params, target_latency)
     chosen_metric, chosen_kinds = metric_and_kinds(metric, kinds)
     split = domains.leave_one_out(found, target, seed=seed, split_by=split_by)  # type: ignore[arg-type]
+    check_across(across_domains, chosen_metric, split.sources)
 
     def load(pretrained: bool, weights: Path | None) -> nn.Module:
         return start.load(
@@ -210,6 +223,7 @@ def make_job(
             amp=half(amp, device),
             seconds=bench_seconds,
         ),
+        across_domains=across_domains,
         device=device,
         amp=amp,
         seed=seed,

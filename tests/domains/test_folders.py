@@ -125,3 +125,9 @@ def test_one_class_is_too_few(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "art/red/a.png")
     with pytest.raises(DepgraphError, match="one class only"):
         load_domains(tmp_path)
+
+
+def test_an_archive_where_a_folder_is_expected_is_answered_with_the_way_out(tmp_path):
+    (tmp_path / "PACS.zip").write_bytes(b"PK")
+    with pytest.raises(DepgraphError, match="data unpack"):
+        load_domains(tmp_path / "PACS.zip")

@@ -11,6 +11,7 @@ import depgraph
 import pruners
 from pruners._units import reduce_others, sum_over_members
 from tests.depgraph.models import images, tiny
+from tests.pruners.networks import gated
 
 
 def batches(samples: int = 12, batch: int = 4) -> list[tuple[Tensor, Tensor]]:
@@ -65,14 +66,7 @@ def test_random_depends_on_its_seed_alone(model: nn.Module) -> None:
 
 def _gated_loss(model: nn.Module, group: depgraph.Group, gate: Tensor) -> Tensor:
     """Mean loss of the model with all parameters of each unit multiplied by its gate."""
-    state = dict(model.named_parameters())
-    for member in group.members:
-        factor = torch.ones(state[member.parameter].shape[member.dim], dtype=gate.dtype)
-        factor = factor.index_put(
-            (member.positions.flatten(),), gate.repeat_interleave(member.positions.shape[1])
-        )
-        shape = [-1 if dim == member.dim else 1 for dim in range(state[member.parameter].dim())]
-        state[member.parameter] = state[member.parameter] * factor.view(shape)
+    state = gated(model, group, gate)
     total = torch.zeros((), dtype=gate.dtype)
     for inputs, targets in batches():
         output = torch.func.functional_call(model, state, (inputs.to(gate.dtype),))
