@@ -181,7 +181,8 @@ class _Stages:
             depgraph.save(model.eval(), self._place(name) / name)
             return {"history": []}
         stage = "dense" if name == "dense" else "recovery"
-        with tracked(self.track, self.out, stage, self._protocol() | asdict(recipe)) as on_epoch:
+        config = _protocol(self.split, self.settings) | asdict(recipe)
+        with tracked(self.track, self.out, stage, config) as on_epoch:
             trained = domains.finetune(
                 model,
                 self.split,
