@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import depgraph
 import domains
 import pruners
 from cli.across import across_domains
@@ -24,23 +23,61 @@ BINS = 24
 """Of a histogram of scores."""
 
 
+def pruning(
+    model: nn.Module, split: Split, settings: RunSettings, share: dict[str, Any]
+) -> dict[str, Any]:
+    """Arguments of `pruners.prune` for a model on the device.
+
+    Parameters
+    ----------
+    model : nn.Module
+    split : Split
+    settings : RunSettings
+    share : dict
+        Ratio or target, relative to this model.
+    """
+    metric = pruners.make_metric(settings.pruning["metric"], seed=settings.seed)
+    metric = across_domains(
+        with_precision(metric, settings.device, settings.amp),
+        settings.across_domains,
+        model,
+        split,
+        num_samples=settings.pruning.get("num_samples"),
+        seed=settings.seed,
+    )
+    return {
+        **share,
+        **settings.pruning,
+        "example_inputs": example_inputs(model),
+        "metric": metric,
+        "batches": domains.batches(model, split, batch_size=16, seed=settings.seed),
+        "seed": settings.seed,
+    }
+
+
 def cut(
-    dense: nn.Module,
+    model: nn.Module,
+    dense: DependencyGraph,
     split: Split,
     settings: RunSettings,
+    share: dict[str, Any],
     fresh: Callable[[], nn.Module] | None = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Make the smaller model of a run, and say what is gone.
 
     Parameters
     ----------
-    dense : nn.Module
+    model : nn.Module
         On the device; stays as it is.
+    dense : DependencyGraph
+        Of the dense model, which `model` may be a part of already.
     split : Split
     settings : RunSettings
         Its `control` says whether this is a cut by a metric at all.
+    share : dict
+        Ratio or target, relative to `model`.
     fresh : callable, optional
-        Gives the model with weights drawn anew; for the control "reinit" alone.
+        Gives the dense model with weights drawn anew; for the control "reinit" alone.
 
     Returns
     -------
@@ -55,47 +92,32 @@ def cut(
     DepgraphError
         As `pruners.prune` does, and where weights cannot be drawn anew.
     """
-    graph = depgraph.trace(dense, example_inputs(dense))
     if settings.control == "dense":
-        return copy.deepcopy(dense).cpu(), _record(graph, graph.plan({}), {})
+        return copy.deepcopy(model).cpu(), _record(dense, dense.plan({}), {})
     if settings.control == "reinit" and fresh is None:
         raise DepgraphError(
             "control 'reinit' draws the weights anew, which a saved model does not tell how to; "
             "give a timm name, or leave that control out"
         )
-    metric = pruners.make_metric(settings.pruning["metric"], seed=settings.seed)
-    metric = across_domains(
-        with_precision(metric, settings.device, settings.amp),
-        settings.across_domains,
-        dense,
-        split,
-        num_samples=settings.pruning.get("num_samples"),
-        seed=settings.seed,
-    )
-    heard = _Heard(metric)
-    small, plan = pruners.prune(
-        dense,
-        example_inputs(dense),
-        **settings.share,
-        **{**settings.pruning, "metric": heard},
-        batches=domains.batches(dense, split, batch_size=16, seed=settings.seed),
-        seed=settings.seed,
-    )
+    arguments = pruning(model, split, settings, share)
+    heard = _Heard(arguments["metric"])
+    small, plan = pruners.prune(model, **{**arguments, "metric": heard})
     if settings.control == "reinit" and fresh is not None:
-        return plan.apply(fresh()), _record(graph, plan, {})
-    return small.cpu(), _record(graph, plan, heard.scores)
+        return plan.apply(fresh()), _record(dense, plan, {})
+    return small.cpu(), _record(dense, plan, heard.scores)
 
 
-def _record(graph: DependencyGraph, plan: Plan, scores: dict[str, Tensor]) -> dict[str, Any]:
-    kinds = {group.name: group.kind for group in graph.groups}
+def _record(dense: DependencyGraph, plan: Plan, scores: dict[str, Tensor]) -> dict[str, Any]:
+    kinds = {group.name: group.kind for group in dense.groups}
     kept = {name: len(plan.kept_units.get(name, range(n))) for name, n in plan.sizes.items()}
     groups = [
-        {"name": name, "kind": kinds[name], "size": size, "kept": kept[name]}
-        for name, size in plan.sizes.items()
+        # a group that an earlier cut emptied is none of the plan's
+        {"name": g.name, "kind": g.kind, "size": g.size, "kept": kept.get(g.name, 0)}
+        for g in dense.prunable
     ]
     return {
         "groups": groups,
-        "macs_kept": plan.macs / graph.macs,
+        "macs_kept": plan.macs / dense.macs,
         "scores": _histograms(kinds, plan, scores),
     }
 

@@ -112,7 +112,9 @@ def training_curves(result: dict[str, Any]) -> str | None:
         for name, rows in histories.items():
             epochs = [row["epoch"] for row in rows]
             shares = [100 * row["val_accuracy"] for row in rows]
-            axes.plot(epochs, shares, marker="o", color=COLOURS[name], label=NAMES[name])
+            # Trainings of a schedule, between the two, are told apart by their lines' names.
+            look = {"color": COLOURS[name]} if name in COLOURS else {"linestyle": "--"}
+            axes.plot(epochs, shares, marker="o", label=NAMES.get(name, name), **look)
         axes.set_xlabel("epoch")
         axes.set_ylabel("validation accuracy, %")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

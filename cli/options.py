@@ -12,6 +12,7 @@ import torch
 from accelerate.utils import convert_file_size_to_int
 
 import domains
+from cli.schedules import SCHEDULES, STEP_EPOCHS, STEPS
 from cli.tracking import TRACKERS, available_tracker
 from pruners import COMBINATIONS, METRICS, make_metric
 from pruners._choices import AUTO, NORMALISATIONS
@@ -54,6 +55,12 @@ def _model_args(ctx: click.Context, param: click.Parameter, values: tuple[str, .
 
 def _words(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(word for value in values for word in value.split(",") if word)
+
+
+def _algorithm(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    if value is not None:
+        domains.check_algorithm(value)
+    return value
 
 
 def _metric(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
@@ -277,7 +284,49 @@ training_options = _combined(
     click.option("--epochs", type=click.IntRange(0), help="Epochs after pruning  [4]."),
     click.option("--batch-size", type=click.IntRange(1), help="Images a step  [32]."),
     click.option("--lr", type=click.FloatRange(0, min_open=True), help="Peak learning rate."),
+    click.option(
+        "--algorithm",
+        callback=_algorithm,
+        help=f"How to learn from several domains: {', '.join(domains.ALGORITHMS)}  [by recipe, "
+        "else erm].",
+    ),
+    click.option(
+        "--algorithm-arg",
+        "algorithm_args",
+        multiple=True,
+        callback=_model_args,
+        metavar="KEY=VALUE",
+        help="Argument of --algorithm, such as penalty=0.5; may be given again.",
+    ),
 )
+
+
+schedule_options = _combined(
+    click.option(
+        "--schedule",
+        type=click.Choice(SCHEDULES),
+        default="one-shot",
+        show_default=True,
+        help="How the cut comes about. iterative: in --steps, with training between; regularised: "
+        "units to go are shrunk by a growing decay first; soft: shrunk after each epoch, chosen "
+        "anew each time. The last two train without averages of weights before the cut.",
+    ),
+    click.option(
+        "--steps", type=click.IntRange(2), help=f"Cuts of --schedule iterative  [{STEPS}]."
+    ),
+    click.option(
+        "--step-epochs",
+        type=click.IntRange(1),
+        help=f"Epochs of each training before the last cut  [{STEP_EPOCHS}].",
+    ),
+)
+
+
+def algorithm_said(name: str | None, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a training, from the options that may say them."""
+    if name is None and arguments:
+        raise click.UsageError("--algorithm-arg needs --algorithm")
+    return {} if name is None else {"algorithm": name, "algorithm_args": arguments}
 
 
 BUDGETS = ("ratio", "target_macs", "target_params", "target_latency")

@@ -18,10 +18,13 @@ from rich.console import Console
 from rich.table import Table
 
 from depgraph import DepgraphError
+from domains.processes import is_main
 
 
 def emit(result: dict[str, Any], as_json: bool, *tables: Table) -> None:
-    """Print a result: as JSON on standard output, or as tables."""
+    """Print a result: as JSON on standard output, or as tables; of several processes, one does."""
+    if not is_main():
+        return
     if as_json:
         click.echo(json.dumps(result))
         return
@@ -32,7 +35,8 @@ def emit(result: dict[str, Any], as_json: bool, *tables: Table) -> None:
 
 def note(text: str) -> None:
     """A line for people, on standard error, so that ``--json`` stays one object."""
-    click.echo(text, err=True)
+    if is_main():
+        click.echo(text, err=True)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
@@ -51,7 +55,7 @@ def percent(share: float | None) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all.
+    """Write a text file whole or not at all; of several processes, the main one does.
 
     Raises
     ------
@@ -62,13 +66,15 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all.
+    """Write a file whole or not at all; of several processes, the main one does.
 
     Raises
     ------
     DepgraphError
         When it cannot be written.
     """
+    if not is_main():
+        return
     check_replaceable(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

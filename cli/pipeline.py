@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,17 @@ from torch import nn
 
 import depgraph
 import domains
-from cli.cut import cut
+import pruners
+from cli.cut import cut, pruning
 from cli.models import example_inputs
-from cli.output import environment, note, write_json
+from cli.output import note, write_json
+from cli.rows import result_row
+from cli.schedules import shrinking_hooks, shrinking_settings
 from cli.settings import RunSettings, deciding
+from cli.stages import stage_record
 from cli.tracking import tracked
 from depgraph import DepgraphError
-from domains import FinetuneSettings, Split, timing
+from domains import FinetuneSettings, Split, processes
 
 
 def run_pipeline(
@@ -77,12 +82,14 @@ def run_pipeline(
     DepgraphError
         For a directory in use, a stage made with other settings, and whatever a stage refuses.
     """
-    if out.is_dir() and any(out.iterdir()) and not resume:
+    processes.join(settings.device)
+    if processes.is_main() and out.is_dir() and any(out.iterdir()) and not resume:
         raise DepgraphError(
             f"'{out}' is not empty; choose another --out, or continue it with --resume"
         )
     stages = _Stages(model, split, settings, out, progress, dense_at or out, fresh, log, track)
     stages.dense()
+    stages.scheduled()
     stages.pruned()
     stages.recovered()
     return stages.result(more or {})
@@ -144,31 +151,28 @@ class _Stages:
         self.log = log or (note if progress else lambda text: None)
         self.track = track
         self.records: dict[str, dict[str, Any]] = {}
+        self.latest = "dense"  # the model that the next cut is made of
 
     def _stage(
-        self, name: str, made_with: dict[str, Any], make: Callable[[], dict[str, Any]]
-    ) -> dict[str, Any]:
-        """The record of a stage: read when it is finished, made otherwise."""
-        path = self._place(name) / f"{name}.json"
-        made_with = json.loads(json.dumps(made_with))
-        if path.exists():
-            record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            if record["made_with"] != made_with:
-                raise DepgraphError(
-                    f"stage '{name}' in '{path.parent}' was made with "
-                    f"{_difference(record['made_with'], made_with)}; choose another --out"
-                )
-        else:
-            self.log(f"{name} ...")
-            start = time.perf_counter()
-            record = make()
-            record |= {"seconds": time.perf_counter() - start, "made_with": made_with}
-            write_json(path, record)
-        self.records[name] = record
-        return record
+        self,
+        name: str,
+        made_with: dict[str, Any],
+        make: Callable[[], dict[str, Any]],
+        together: bool = True,
+    ) -> None:
+        self.records[name] = stage_record(
+            self._place(name) / f"{name}.json",
+            made_with,
+            make,
+            together=together,
+            begin=lambda: self.log(f"{name} ..."),
+        )
 
     def _place(self, name: str) -> Path:
         return self.dense_at if name.startswith("dense") else self.out
+
+    def _protocol(self) -> dict[str, Any]:
+        return _protocol(self.split, self.settings)
 
     def _train(
         self,
@@ -176,13 +180,14 @@ class _Stages:
         model: nn.Module,
         recipe: FinetuneSettings | None,
         teacher: nn.Module | None,
+        hooks: domains.Hooks | None = None,
     ) -> dict[str, Any]:
         if recipe is None:
-            depgraph.save(model.eval(), self._place(name) / name)
+            self._save(model, name)
             return {"history": []}
-        stage = "dense" if name == "dense" else "recovery"
-        config = _protocol(self.split, self.settings) | asdict(recipe)
-        with tracked(self.track, self.out, stage, config) as on_epoch:
+        log = {**self._protocol(), **asdict(recipe)}
+        stage = "recovery" if name == "pruned" else name
+        with tracked(self.track, self.out, stage, log) as on_epoch:
             trained = domains.finetune(
                 model,
                 self.split,
@@ -191,10 +196,15 @@ class _Stages:
                 resume=True,
                 progress=self.progress,
                 teacher=teacher,
+                hooks=hooks,
                 on_epoch=on_epoch,
             )
-        depgraph.save(model.eval(), self._place(name) / name)
+        self._save(model, name)
         return {"history": list(trained.history), "best_epoch": trained.best_epoch}
+
+    def _save(self, model: nn.Module, name: str) -> None:
+        if processes.is_main():
+            depgraph.save(model.eval(), self._place(name) / name)
 
     def dense(self) -> None:
         """The dense model: fine-tuned on the sources, or as it came."""
@@ -205,89 +215,119 @@ class _Stages:
     def dense_accuracy(self) -> dict[str, float]:
         """Accuracy of the dense model by domain."""
         made_with = dense_identity(self.split, self.settings)
-        record = self._stage(
+        self._stage(
             "dense-accuracy", made_with, lambda: {"accuracy": self._evaluate(self._load("dense"))}
         )
-        accuracy: dict[str, float] = record["accuracy"]
+        accuracy: dict[str, float] = self.records["dense-accuracy"]["accuracy"]
         return accuracy
+
+    def scheduled(self) -> None:
+        """What comes before the last cut: cuts with training between, or units shrunk."""
+        schedule = self.settings.schedule
+        for step in range(1, schedule.steps):
+            cut, name = f"cut-{step}", f"step-{step}"
+            share = self._budget(step)
+            make = partial(self._prune, self.latest, cut, share)
+            self._stage(cut, self._cut_with(), make, together=False)
+            self._stage(name, self._trained_with(), partial(self._between, cut, name))
+            self.latest = name
+        if schedule.shrinks:
+            self._stage("shrunk", {**self._cut_with(), **self._trained_with()}, self._shrink)
+            self.latest = "shrunk"
+
+    def _budget(self, step: int) -> dict[str, Any]:
+        """Of a cut, relative to the model it is made of."""
+        settings = self.settings
+        if settings.schedule.steps == 1:
+            return settings.share
+        return pruners.schedules.step_budget(
+            self._graph("dense"),
+            self._graph(self.latest),
+            step,
+            settings.schedule.steps,
+            **settings.share,
+            kinds=settings.pruning["kinds"],
+            ignore=settings.pruning.get("ignore", ()),
+        )
+
+    def _graph(self, name: str) -> depgraph.DependencyGraph:
+        model = self._load(name)
+        return depgraph.trace(model, example_inputs(model))
+
+    def _cut_with(self) -> dict[str, Any]:
+        settings = self.settings
+        steps = settings.schedule.steps if settings.schedule.name != "one-shot" else None
+        more = {
+            "control": settings.control,
+            "across_domains": settings.across_domains,
+            "steps": steps,
+        }
+        said = {name: value for name, value in more.items() if value is not None}
+        return {**self._protocol(), **settings.share, **settings.pruning, **said}
+
+    def _trained_with(self) -> dict[str, Any]:
+        """Of the trainings before the last cut."""
+        schedule, distill = self.settings.schedule, self.settings.distill
+        training = {"recipe": deciding(schedule.training), "distill": distill}
+        return {**self._protocol(), "schedule": schedule.name, **training}
+
+    def _between(self, cut: str, name: str) -> dict[str, Any]:
+        recipe = self._rated(self.settings.schedule.training, self.records[cut]["macs_kept"])
+        return self._train(name, self._load(cut), recipe, self._teacher())
+
+    def _shrink(self) -> dict[str, Any]:
+        settings = self.settings
+        assert settings.schedule.training is not None
+        name = json.dumps(self._cut_with(), sort_keys=True)
+        dense = self._load("dense").to(settings.device)
+        planned = pruners.plan_cut(dense, **pruning(dense, self.split, settings, settings.share))
+
+        def plan(model: nn.Module) -> pruners.PlannedCut:
+            arguments = pruning(model, self.split, settings, settings.share)
+            return pruners.plan_cut(model, **{**arguments, "compensate": False})
+
+        hooks = shrinking_hooks(settings.schedule.name, planned, plan, name)
+        recipe = shrinking_settings(settings.schedule.training)
+        return self._train("shrunk", planned.model.cpu(), recipe, self._teacher(), hooks)
 
     def pruned(self) -> None:
         """The sliced model, before any training."""
-        settings = self.settings
-        made_with = {**_protocol(self.split, settings), **settings.share, **settings.pruning}
-        if settings.control is not None:
-            made_with["control"] = settings.control
-        if settings.across_domains is not None:
-            made_with["across_domains"] = settings.across_domains
-        self._stage("pruned-only", made_with, self._prune)
+        share = self._budget(self.settings.schedule.steps)
+        make = partial(self._prune, self.latest, "pruned-only", share)
+        self._stage("pruned-only", self._cut_with(), make, together=False)
 
     def recovered(self) -> None:
         """The pruned model, fine-tuned again."""
-        recipe, distill = self._recovery(), self.settings.distill
+        recipe = self._rated(self.settings.recovery, self.records["pruned-only"]["macs_kept"])
+        made_with = {
+            **self._protocol(),
+            "recipe": deciding(recipe),
+            "distill": self.settings.distill,
+        }
 
         def make() -> dict[str, Any]:
-            teacher = self._load("dense") if distill else None
-            return self._train("pruned", self._load("pruned-only"), recipe, teacher)
+            return self._train("pruned", self._load("pruned-only"), recipe, self._teacher())
 
-        made_with = {
-            **_protocol(self.split, self.settings),
-            "recipe": deciding(recipe),
-            "distill": distill,
-        }
         self._stage("pruned", made_with, make)
 
-    def _recovery(self) -> FinetuneSettings | None:
-        recipe = self.settings.recovery
+    def _teacher(self) -> nn.Module | None:
+        return self._load("dense") if self.settings.distill else None
+
+    def _rated(self, recipe: FinetuneSettings | None, share: float) -> FinetuneSettings | None:
+        """The recipe with the rate for a model of which this share of the MACs is left."""
         if recipe is None or not self.settings.lr_by_share:
             return recipe
-        return domains.scale_lr(recipe, self.records["pruned-only"]["macs_kept"])
+        return domains.scale_lr(recipe, share)
 
     def _load(self, name: str) -> nn.Module:
         return depgraph.load(self._place(name) / name).eval()
 
-    def _prune(self) -> dict[str, Any]:
-        dense = self._load("dense").to(self.settings.device)
-        small, record = cut(dense, self.split, self.settings, self.fresh)
-        depgraph.save(small, self.out / "pruned-only")
+    def _prune(self, source: str, name: str, share: dict[str, Any]) -> dict[str, Any]:
+        model = self._load(source).to(self.settings.device)
+        dense = self._graph("dense")
+        small, record = cut(model, dense, self.split, self.settings, share, self.fresh)
+        depgraph.save(small, self.out / name)
         return record
-
-    def result(self, more: Mapping[str, Any]) -> dict[str, Any]:
-        """Accuracies, sizes and speeds, as one row."""
-        settings = self.settings
-        names = {"dense": "dense", "pruned_only": "pruned-only", "pruned": "pruned"}
-        seconds = {name: record["seconds"] for name, record in self.records.items()}
-        start = time.perf_counter()
-        models = {key: self._load(name) for key, name in names.items()}
-        measured_shares = {"dense": self.dense_accuracy()} | {
-            key: self._evaluate(models[key]) for key in ("pruned_only", "pruned")
-        }
-        accuracy = {key: self._accuracies(shares) for key, shares in measured_shares.items()}
-        seconds["evaluate"] = time.perf_counter() - start
-        timings = self._timings({key: models[key] for key in ("dense", "pruned")})
-        row: dict[str, Any] = {
-            "model": settings.model,
-            "metric": settings.control or settings.pruning["metric"],
-            "across_domains": settings.across_domains,
-            "ratio": settings.share.get("ratio"),
-            "target": settings.share.get("target"),
-            "target_domain": self.split.target,
-        }
-        for key, measured in timings.items():
-            row[key] = {
-                **accuracy[key],
-                "params": sum(p.numel() for p in models[key].parameters()),
-                "macs": depgraph.count_macs(models[key], example_inputs(models[key])),
-                "latency_ms": measured.latency_ms,
-                "timing": asdict(measured),
-            }
-        row["pruned_only"] = accuracy["pruned_only"]
-        row["speedup"] = timings["pruned"].speedup
-        row |= {key: self.records["pruned-only"][key] for key in ("groups", "scores")}
-        row["history"] = {key: self.records[key]["history"] for key in ("dense", "pruned")}
-        row |= {"seconds": seconds, "seed": settings.seed, "settings": settings.plain()}
-        row |= {**environment(), **more}
-        write_json(self.out / "result.json", row)
-        return row
 
     def _evaluate(self, model: nn.Module) -> dict[str, float]:
         return domains.evaluate(
@@ -298,26 +338,19 @@ class _Stages:
             progress=self.progress,
         )
 
-    def _timings(self, models: dict[str, nn.Module]) -> dict[str, timing.Timing]:
-        self.log(f"timing for about {self.settings.timing.seconds:g} s ...")
-        shape = tuple(example_inputs(models["dense"]).shape[1:])
-        return timing.compare(models, shape, self.settings.timing)
-
-    def _accuracies(self, accuracy: dict[str, float]) -> dict[str, Any]:
-        sources = [share for name, share in accuracy.items() if name != self.split.target]
-        return {
-            "accuracy": accuracy,
-            "source_accuracy": sum(sources) / len(sources),
-            "target_accuracy": accuracy[self.split.target],
+    def result(self, more: Mapping[str, Any]) -> dict[str, Any]:
+        """Accuracies, sizes and speeds, as one row."""
+        start = time.perf_counter()
+        names = {"dense": "dense", "pruned_only": "pruned-only", "pruned": "pruned"}
+        models = {key: self._load(name) for key, name in names.items()}
+        accuracy = {"dense": self.dense_accuracy()} | {
+            key: self._evaluate(models[key]) for key in ("pruned_only", "pruned")
         }
-
-
-def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """The first setting that is not the same, as ``name=old, not new``."""
-    for name in {**now, **before}:
-        old, new = before.get(name), now.get(name)
-        if isinstance(old, dict) and isinstance(new, dict) and old != new:
-            return f"{name}: {_difference(old, new)}"
-        if old != new:
-            return f"{name}={old!r}, not {new!r}"
-    return "the same"
+        seconds = {name: record["seconds"] for name, record in self.records.items()}
+        seconds["evaluate"] = time.perf_counter() - start
+        self.log(f"timing for about {self.settings.timing.seconds:g} s ...")
+        row = result_row(self.settings, self.split.target, models, accuracy, self.records)
+        row |= {"seconds": seconds, **more}
+        write_json(self.out / "result.json", row)
+        processes.wait()
+        return row

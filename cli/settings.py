@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import domains
+from cli.schedules import Schedule
 from domains import FinetuneSettings, timing
 from pruners._choices import check_choice
 
@@ -46,8 +47,12 @@ class RunSettings:
         What else decides the result: weights, arguments of the model, the split.
     control : str, optional
         One of `CONTROLS` in place of a cut by the metric, see `controlled`.
+    recipe : str
+        What `recovery` is called in the result, where it has a name.
     distill : bool
         Learn from the dense model's outputs after pruning.
+    schedule : Schedule
+        How the cut comes about, one-shot by default.
     timing : TimingSettings
     across_domains : str or None
         How importance is combined over source domains; None: of all images together.
@@ -63,8 +68,10 @@ class RunSettings:
     recovery: FinetuneSettings | None
     origin: dict[str, Any] = field(default_factory=dict)
     control: str | None = None
+    recipe: str | None = None
     distill: bool = False
     lr_by_share: bool = False
+    schedule: Schedule = field(default_factory=Schedule)
     timing: timing.TimingSettings = field(default_factory=timing.TimingSettings)
     across_domains: str | None = None
     device: str = "cpu"
@@ -80,7 +87,7 @@ def controlled(settings: RunSettings, control: str) -> RunSettings:
     """The settings of a run turned into those of one of `CONTROLS`."""
     check_choice("control", control, CONTROLS)
     if control == "dense":
-        return replace(settings, control=control, share={"ratio": None})
+        return replace(settings, control=control, share={"ratio": None}, schedule=Schedule())
     trained = settings.dense, settings.recovery
     epochs = sum(recipe.epochs for recipe in trained if recipe is not None)
     recipe = settings.dense or settings.recovery
@@ -90,6 +97,7 @@ def controlled(settings: RunSettings, control: str) -> RunSettings:
         control=control,
         pruning={**settings.pruning, **uniform, "normalise": None, "per": None},
         across_domains=None,
+        schedule=Schedule(),
         recovery=recipe and replace(recipe, epochs=epochs),
         distill=False,
         lr_by_share=False,

@@ -94,7 +94,11 @@ def load_checkpoint(directory: Path, identity: Mapping[str, Any]) -> dict[str, A
 
 
 def run_identity(
-    model: nn.Module, split: Split, settings: FinetuneSettings, teacher: nn.Module | None
+    model: nn.Module,
+    split: Split,
+    settings: FinetuneSettings,
+    teacher: nn.Module | None,
+    hooks: str | None,
 ) -> dict[str, Any]:
     """Return what must be the same for a resumed run to give the same result."""
     kept = {key: value for key, value in asdict(settings).items() if key not in _FREE}
@@ -104,6 +108,7 @@ def run_identity(
         "settings": {k: list(v) if isinstance(v, tuple) else v for k, v in kept.items()},
         "data split": hashlib.sha256(repr((split.classes, sides)).encode()).hexdigest(),
         "model": hashlib.sha256(repr(shapes).encode()).hexdigest(),
+        "hooks": hooks,
         "teacher": None if teacher is None else _weights_digest(teacher),
     }
 

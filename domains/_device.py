@@ -1,12 +1,14 @@
 """Where and how a model runs: accelerate's device and precision, and the model put back after."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, parse_flag_from_env
 from torch import Tensor, nn
 
 from depgraph import DepgraphError
@@ -25,9 +27,11 @@ def accelerator(device: str | None, amp: bool) -> Accelerator:
     except RuntimeError as error:
         raise DepgraphError(f"device '{device}' is not known; use 'cpu' or 'cuda'") from error
     if wanted.type == "cuda":
-        if not torch.cuda.is_available() or (wanted.index or 0) >= torch.cuda.device_count():
+        # Launched as several processes, each has a device of its own.
+        own = int(os.environ.get("LOCAL_RANK", "0")) if wanted.index is None else wanted.index
+        if not torch.cuda.is_available() or own >= torch.cuda.device_count():
             raise DepgraphError(f"device '{device}' is not on this machine; use 'cpu'")
-        torch.cuda.set_device(wanted.index or 0)
+        torch.cuda.set_device(own)
     elif wanted.type != "cpu":
         raise DepgraphError(f"device '{device}' is not supported; use 'cpu' or 'cuda'")
     half = wanted.type == "cuda" and not torch.cuda.is_bf16_supported()
@@ -35,7 +39,25 @@ def accelerator(device: str | None, amp: bool) -> Accelerator:
     # accelerate keeps one state per process and refuses another device or precision later on, but
     # one process of ours trains, evaluates and compares under several.
     AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(cpu=wanted.type == "cpu", mixed_precision=precision)
+    patient = InitProcessGroupKwargs(timeout=_PATIENCE)
+    run = Accelerator(
+        cpu=wanted.type == "cpu", mixed_precision=precision, kwargs_handlers=[patient]
+    )
+    # On the CPU accelerate would take FSDP for DDP without a word.
+    fsdp = run.num_processes > 1 and parse_flag_from_env("ACCELERATE_USE_FSDP")
+    if fsdp or run.distributed_type not in _DISTRIBUTED:
+        kind = "FSDP" if fsdp else run.distributed_type.value
+        raise DepgraphError(
+            f"training shared as {kind} is not supported; use `accelerate launch --multi_gpu` or, "
+            "on the CPU, torchrun"
+        )
+    return run
+
+
+_PATIENCE = timedelta(days=7)
+"""How long processes wait for the main one, which prunes and times alone."""
+
+_DISTRIBUTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
 
 
 def loader_workers(device: torch.device, num_workers: int | None) -> int:
@@ -43,6 +65,44 @@ def loader_workers(device: torch.device, num_workers: int | None) -> int:
     if num_workers is not None:
         return num_workers
     return 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
+
+
+def shard_of(device: Accelerator, size: int | None = None) -> tuple[int, int]:
+    """Return the number of this process, and how many share the work.
+
+    Of fewer samples than there are processes each takes all: the shares that are right stay so.
+    """
+    if size is not None and size < device.num_processes:
+        return 0, 1
+    return device.process_index, device.num_processes
+
+
+def gathered(device: Accelerator, local: Tensor) -> Tensor:
+    """Return what all processes hold, side by side; the same length everywhere.
+
+    Gradients reach this process's part alone, but as many times over as there are processes: the
+    mean over processes, which is taken of the parameters' gradients, is then that of one process
+    with the whole batch.
+    """
+    count = device.num_processes
+    if count == 1:
+        return local
+    parts = list(device.gather(local.detach()).chunk(count))
+    if local.requires_grad:
+        parts[device.process_index] = local + (count - 1) * (local - local.detach())
+    return torch.cat(parts)
+
+
+def mean_over(device: Accelerator, value: Tensor) -> Tensor:
+    """Return the mean of a value over all processes."""
+    return value if device.num_processes == 1 else device.reduce(value, "mean")
+
+
+def mean_gradients(device: Accelerator, parameters: Iterable[nn.Parameter]) -> None:
+    """Make the gradients of parameters that are not in a wrapped model the same everywhere."""
+    for parameter in parameters:
+        if parameter.grad is not None:
+            parameter.grad = mean_over(device, parameter.grad)
 
 
 @contextmanager

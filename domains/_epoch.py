@@ -2,151 +2,66 @@
 
 import math
 import time
-from dataclasses import dataclass, field
-from typing import Any, TypedDict
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
 
+import torch
 from accelerate import Accelerator
 from rich.progress import Progress
-from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from depgraph import DepgraphError
-from domains._device import all_logits, loader_workers
+from domains._device import (
+    all_logits,
+    gathered,
+    loader_workers,
+    mean_gradients,
+    mean_over,
+    shard_of,
+)
+from domains._features import Features, feature_width
 from domains._images import eval_transform, read_all, train_transform
-from domains._loading import ImageDataset, TrainOrder, eval_loader, train_loader, train_pools
-from domains._loss import make_loss, make_mixup
+from domains._loading import (
+    ImageDataset,
+    TrainOrder,
+    domain_numbers,
+    eval_loader,
+    train_loader,
+    train_pools,
+)
+from domains._loss import Distillation, Output, sample_losses
 from domains._random import derive_seed, seeded
+from domains._state import EpochRow, Judgement, TrainState
+from domains.algorithms import Step, Task, make_algorithm
 from domains.evaluation import check_logits, score
 from domains.recipe import FinetuneSettings
 from domains.split import Split
 
 
-class EpochRow(TypedDict):
-    """What one epoch came to; accuracies are shares in [0, 1]."""
+@dataclass(frozen=True)
+class Hooks:
+    """What else is done to the model while it trains; nothing of it may last but in its weights.
 
-    epoch: int  # from 1
-    lr: float  # at the epoch's first step
-    train_loss: float
-    val_loss: float  # mean over the source domains
-    val_accuracy: float  # mean over the source domains
-    val_accuracies: dict[str, float]  # by source domain
-    seconds: float
+    Parameters
+    ----------
+    name : str
+        Says what it is, with all that decides it: a checkpoint of other hooks is refused.
+    after_step : callable or None
+        Called after an update with the model and the shares of the training that were done before
+        and are done after it.
+    after_epoch : callable or None
+        Called after an epoch's last update, before it is validated, with the model and the share
+        of the training that is done.
+    """
 
-
-class Judgement(TypedDict):
-    """The validation part of an `EpochRow`."""
-
-    val_loss: float
-    val_accuracy: float
-    val_accuracies: dict[str, float]
-
-
-@dataclass
-class TrainState:
-    """All that changes while training."""
-
-    model: nn.Module
-    ema: ModelEmaV3 | None
-    optimizer: Any  # accelerate's wrapper of a torch optimiser
-    scheduler: Any  # timm's, stepped after every update
-    history: list[EpochRow] = field(default_factory=list)
-    best: dict[str, Tensor] = field(default_factory=dict)
-    best_epoch: int = 0
-    before: Judgement | None = None  # of the model as it came, where that may be kept
-
-    @property
-    def judged(self) -> nn.Module:
-        """The weights that are validated and returned: the average where there is one."""
-        return self.model if self.ema is None else self.ema.module
-
-    def add(self, row: EpochRow) -> None:
-        """Take in a finished epoch, and its weights if they are the best so far."""
-        self.history.append(row)
-        if not self.best or _rank(row) > _rank(self.best_judgement):
-            self.best_epoch = row["epoch"]
-            self._keep()
-
-    def add_before(self, judgement: Judgement) -> None:
-        """Take in what the model is worth before training: no epoch that is worse is kept."""
-        self.before = judgement
-        self._keep()
-
-    def _keep(self) -> None:
-        self.best = {k: v.detach().clone() for k, v in self.judged.state_dict().items()}
-
-    @property
-    def best_judgement(self) -> Judgement | EpochRow:
-        """Of the weights in `best`; epoch 0 is the model as it came."""
-        if self.best_epoch == 0 and self.before is not None:
-            return self.before
-        return self.history[self.best_epoch - 1]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain data and tensors for a checkpoint."""
-        return {
-            "model": self.model.state_dict(),
-            "ema": None if self.ema is None else self.ema.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "history": self.history,
-            "best": self.best,
-            "best_epoch": self.best_epoch,
-            "before": self.before,
-        }
-
-    def load_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what `to_dict` returned."""
-        self.model.load_state_dict(state["model"])
-        if self.ema is not None:
-            self.ema.module.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        self.history = state["history"]
-        self.best, self.best_epoch = state["best"], state["best_epoch"]
-        self.before = state["before"]
-
-
-def start(
-    model: nn.Module, settings: FinetuneSettings, device: Accelerator, steps: int
-) -> TrainState:
-    """Return the state before the first step of a run with `steps` updates an epoch."""
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise DepgraphError("every parameter of the model is frozen; set requires_grad on some")
-    if settings.layer_decay < 1 and not hasattr(model, "group_matcher"):
-        raise DepgraphError("layer_decay needs a timm model, which knows its layers; set it to 1")
-    try:
-        optimizer = create_optimizer_v2(
-            model,
-            opt=settings.optimizer,
-            lr=settings.lr,
-            weight_decay=settings.weight_decay,
-            layer_decay=settings.layer_decay if settings.layer_decay < 1 else None,
-        )
-        scheduler, _ = create_scheduler_v2(
-            optimizer,
-            sched=settings.schedule,
-            num_epochs=settings.epochs,
-            warmup_epochs=settings.warmup_epochs,  # type: ignore[arg-type]  # fractions work too
-            warmup_lr=settings.lr / 100,
-            min_lr=settings.lr / 100,
-            step_on_epochs=False,
-            updates_per_epoch=steps,
-        )
-    except ValueError as error:
-        raise DepgraphError(
-            f"timm takes no optimizer '{settings.optimizer}' with schedule '{settings.schedule}': "
-            f"{error}"
-        ) from error
-    if scheduler is None:
-        raise DepgraphError("schedule 'none' has no warm-up; for a fixed lr use 'constant'")
-    ema = ModelEmaV3(model, settings.ema_decay, use_warmup=True) if settings.ema_decay else None
-    return TrainState(model, ema, device.prepare(optimizer), scheduler)
+    name: str
+    after_step: Callable[[nn.Module, float, float], None] | None = None
+    after_epoch: Callable[[nn.Module, float], None] | None = None
 
 
 class EpochRunner:
-    """The fixed part of a run: data, loss, device; `run` does one epoch on a `TrainState`."""
+    """The fixed part of a run: data, losses, device; `run` does one epoch on a `TrainState`."""
 
     def __init__(
         self,
@@ -155,26 +70,62 @@ class EpochRunner:
         settings: FinetuneSettings,
         device: Accelerator,
         teacher: nn.Module | None,
+        hooks: Hooks | None,
         bar: Progress,
     ) -> None:
         self.settings, self.device, self.bar = settings, device, bar
+        self.teacher, self.hooks = teacher, hooks
         self.classes = len(split.classes)
-        self.loss = make_loss(settings, teacher)
-        self.mixup = make_mixup(settings, self.classes)
         train = [sample for part in split.train.values() for sample in part]
         val = [sample for part in split.val.values() for sample in part]
         pixels = read_all([sample.path for sample in train + val], settings.cache_mib)
         workers = loader_workers(device.device, settings.num_workers)
         pools = train_pools(split.train, settings.sampling)
-        self.order = TrainOrder(pools, settings.batch_size, settings.seed)
-        dataset = ImageDataset(train, train_transform(model, settings), pixels)
+        self.order = TrainOrder(pools, settings.batch_size, settings.seed, shard_of(device))
+        transform, numbers = train_transform(model, settings), domain_numbers(split.train)
+        dataset = ImageDataset(train, transform, pixels, numbers)
         self.train_batches = train_loader(dataset, self.order, workers)
         transform = eval_transform(model, settings.img_size)
         self.val_batches = {
-            name: eval_loader(ImageDataset(part, transform, pixels), 64, workers)
+            name: eval_loader(
+                ImageDataset(part, transform, pixels), 64, workers, shard_of(device, len(part))
+            )
             for name, part in split.val.items()
         }
+        self.algorithm = make_algorithm(
+            settings,
+            Task(
+                num_classes=self.classes,
+                num_domains=len(split.train),
+                steps_per_epoch=len(self.order),
+                batch_size=settings.batch_size // device.num_processes,
+                mixup=settings.mixup,
+                cutmix=settings.cutmix,
+                smoothing=settings.smoothing,
+            ),
+        ).to(device.device)
+        self.distillation = self._distillation(model)
+        self.student = self.shown = None
+        if self.algorithm.needs_features or self._compares_features:
+            self.student = Features(model)
+        if self._compares_features and teacher is not None:
+            self.shown = Features(teacher)
         self.task = bar.add_task("train", total=len(self.order))
+
+    @property
+    def _compares_features(self) -> bool:
+        return self.teacher is not None and self.settings.feature_weight > 0
+
+    def _distillation(self, model: nn.Module) -> Distillation | None:
+        if self.teacher is None:
+            return None
+        widths = None
+        if self._compares_features:
+            images = next(iter(next(iter(self.val_batches.values()))))[0][:1]
+            images = images.to(self.device.device)
+            model.eval()
+            widths = feature_width(model, images), feature_width(self.teacher, images)
+        return Distillation(self.settings, widths).to(self.device.device)
 
     def run(self, state: TrainState, epoch: int) -> EpochRow:
         """Train and validate epoch number `epoch` (from 0)."""
@@ -182,8 +133,11 @@ class EpochRunner:
         lr = max(group["lr"] for group in state.optimizer.param_groups)
         self.bar.reset(self.task, description=f"epoch {epoch + 1}/{self.settings.epochs}")
         cuda = (self.device.device,) if self.device.device.type == "cuda" else ()
-        with seeded(derive_seed(self.settings.seed, "epoch", epoch), cuda):
+        place = (self.device.process_index,) if self.device.process_index else ()
+        with seeded(derive_seed(self.settings.seed, "epoch", epoch, *place), cuda):
             train_loss = self._train(state, epoch)
+        if self.hooks is not None and self.hooks.after_epoch is not None:
+            self.hooks.after_epoch(state.model, (epoch + 1) / self.settings.epochs)
         judgement = self.judge(state)
         return {
             "epoch": epoch + 1,
@@ -197,9 +151,13 @@ class EpochRunner:
 
     def judge(self, state: TrainState) -> Judgement:
         """Validate on the source domains."""
-        state.judged.eval()
+        with state.judged() as model:
+            return self._validate(model)
+
+    def _validate(self, model: nn.Module) -> Judgement:
+        model.eval()
         scores = {
-            name: score(state.judged, loader, self.device, self.classes)
+            name: score(model, loader, self.device, self.classes)
             for name, loader in self.val_batches.items()
         }
         return {
@@ -212,37 +170,70 @@ class EpochRunner:
         self.order.epoch = epoch
         state.model.train()
         total = 0.0
-        for step, (images, labels) in enumerate(self.train_batches, epoch * len(self.order) + 1):
-            value = self._step(state, images.to(self.device.device), labels.to(self.device.device))
-            if not math.isfinite(value):
-                lr = max(group["lr"] for group in state.optimizer.param_groups)
-                raise DepgraphError(
-                    f"the loss became {value} in epoch {epoch + 1} at lr {lr:.3g}; lower the lr or "
-                    "train without mixed precision (the checkpoint of the epoch before is kept)"
-                )
-            state.scheduler.step_update(step)
-            if state.ema is not None:
-                state.ema.update(state.model, step)
-            total += value
-            self.bar.update(self.task, advance=1)
+        with ExitStack() as stack:
+            for features in (self.student, self.shown):
+                if features is not None:
+                    stack.enter_context(features)
+            for step, batch in enumerate(self.train_batches, epoch * len(self.order) + 1):
+                value = self._step(state, *(part.to(self.device.device) for part in batch))
+                if not math.isfinite(value):
+                    lr = max(group["lr"] for group in state.optimizer.param_groups)
+                    raise DepgraphError(
+                        f"the loss became {value} in epoch {epoch + 1} at lr {lr:.3g}; lower the "
+                        "lr or train without mixed precision (the checkpoint of the epoch before "
+                        "is kept)"
+                    )
+                self._after_step(state, step)
+                total += value
+                self.bar.update(self.task, advance=1)
         return total / len(self.order)
 
-    def _step(self, state: TrainState, images: Tensor, labels: Tensor) -> float:
-        targets = labels
-        if self.mixup is not None:
-            images, targets = self.mixup(images, labels)
+    def _after_step(self, state: TrainState, step: int) -> None:
+        state.scheduler.step_update(step)
+        if self.hooks is not None and self.hooks.after_step is not None:
+            steps = len(self.order) * self.settings.epochs
+            self.hooks.after_step(state.model, (step - 1) / steps, step / steps)
+        if state.ema is not None:
+            state.ema.update(state.model, step)
+
+        def validation_loss() -> float:
+            loss = self._validate(state.model)["val_loss"]
+            state.model.train()
+            return loss
+
+        self.algorithm.after_step(state.model, validation_loss)
+
+    def _step(self, state: TrainState, images: Tensor, labels: Tensor, domains: Tensor) -> float:
+        images, targets = self.algorithm.prepare(images, labels)
         with self.device.autocast():
-            output = state.model(images)
+            output = state.trained(images)
             for logits in all_logits(output):
                 check_logits(logits, self.classes)
-            loss = self.loss(output, images, targets)
+            loss = self._loss(output, targets, domains)
+            if self.distillation is not None:
+                loss = (1 - self.settings.distill_weight) * loss + self._distance(output, images)
         state.optimizer.zero_grad()
         self.device.backward(loss)
+        mean_gradients(self.device, state.beside)
         if self.settings.clip_grad is not None:
             self.device.clip_grad_norm_(state.model.parameters(), self.settings.clip_grad)
         state.optimizer.step()
-        return float(loss.detach())
+        return float(mean_over(self.device, loss.detach()))
 
+    def _loss(self, output: Output, targets: Tensor, domains: Tensor) -> Tensor:
+        """The algorithm's loss over the batch of all processes."""
+        features = None
+        if self.algorithm.needs_features and self.student is not None:
+            features = gathered(self.device, self.student.value.float())
+        losses = sample_losses(output, targets, self.settings.smoothing)
+        losses, domains = gathered(self.device, losses), gathered(self.device, domains)
+        return self.algorithm.loss(Step(losses, domains, features))
 
-def _rank(row: Judgement | EpochRow) -> tuple[float, float]:
-    return row["val_accuracy"], -row["val_loss"]
+    def _distance(self, output: Output, images: Tensor) -> Tensor:
+        """How far the model is from its teacher."""
+        assert self.teacher is not None and self.distillation is not None
+        with torch.no_grad():
+            wanted = self.teacher(images)
+        if self.student is None or self.shown is None:
+            return self.distillation(output, wanted)
+        return self.distillation(output, wanted, self.student.value, self.shown.value)

@@ -1,6 +1,7 @@
 """From samples to batches: order and augmentation are functions of (seed, epoch, place)."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from depgraph import DepgraphError
 from domains._images import Transform, read_image
 from domains._random import derive_seed, seeded
 from domains.folders import Sample
@@ -24,26 +26,34 @@ class ImageDataset(Dataset[Any]):
     """Samples under a transform; indexed by draws, so that the seed travels with the index."""
 
     def __init__(
-        self, samples: Sequence[Sample], transform: Transform, pixels: Pixels | None = None
+        self,
+        samples: Sequence[Sample],
+        transform: Transform,
+        pixels: Pixels | None = None,
+        domains: Sequence[int] | None = None,
     ) -> None:
         self.samples = samples
         self.transform = transform
         self.pixels = pixels or {}
+        self.domains = domains
 
     def __len__(self) -> int:
         """Return the number of samples."""
         return len(self.samples)
 
-    def __getitem__(self, draw: Draw) -> tuple[Tensor, int]:
-        """Return the transformed image and its label."""
+    def __getitem__(self, draw: Draw) -> tuple[Any, ...]:
+        """Return the transformed image, its label, and its domain's number where they are known."""
         index, seed = draw
-        sample = self.samples[index]
-        known = self.pixels.get(sample.path)
-        image = read_image(sample.path) if known is None else Image.fromarray(known)
-        if seed is None:
-            return self.transform(image), sample.label
-        with seeded(seed):
-            return self.transform(image), sample.label
+        labels: tuple[int, ...] = (self.samples[index].label,)
+        if self.domains is not None:
+            labels += (self.domains[index],)
+        with seeded(seed) if seed is not None else nullcontext():
+            return self.transform(self._image(index)), *labels
+
+    def _image(self, index: int) -> Image.Image:
+        path = self.samples[index].path
+        known = self.pixels.get(path)
+        return read_image(path) if known is None else Image.fromarray(known)
 
 
 class TrainOrder(Sampler[list[Draw]]):
@@ -51,14 +61,27 @@ class TrainOrder(Sampler[list[Draw]]):
 
     Each pool (a domain, or all images) is a chain of fresh permutations, and the places of each
     batch are dealt to the pools in turn: equal shares a batch, every batch full, and an image is
-    drawn again only after all others of its pool.
+    drawn again only after all others of its pool. Of several processes each gets its run of places
+    of the same batch: equal shares for each, and together what one process would have.
     """
 
-    def __init__(self, pools: Sequence[Sequence[int]], batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        pools: Sequence[Sequence[int]],
+        batch_size: int,
+        seed: int,
+        shard: tuple[int, int] = (0, 1),
+    ) -> None:
         self.pools = pools
         self.batch_size = batch_size
         self.seed = seed
+        self.shard, self.shards = shard
         self.epoch = 0
+        if batch_size % self.shards:
+            raise DepgraphError(
+                f"batch_size {batch_size} cannot be shared by {self.shards} processes; make it a "
+                f"multiple of {self.shards}"
+            )
 
     def __len__(self) -> int:
         """Return the number of batches of an epoch."""
@@ -79,12 +102,19 @@ class TrainOrder(Sampler[list[Draw]]):
                 for place in places
             ]
             # Mixup pairs a batch with its own mirror image: fixed places would pair fixed domains.
-            yield [draws[i] for i in rng.permutation(len(draws))]
+            order = rng.permutation(len(draws))
+            share = len(draws) // self.shards
+            yield [draws[i] for i in order if i // share == self.shard]
 
 
 def _endless(pool: Sequence[int], rng: np.random.Generator) -> Iterator[int]:
     while True:
         yield from (pool[i] for i in rng.permutation(len(pool)))
+
+
+def domain_numbers(train: Mapping[str, Sequence[Sample]]) -> list[int]:
+    """Return the number of its domain for each of the concatenated samples."""
+    return [number for number, samples in enumerate(train.values()) for _ in samples]
 
 
 def train_pools(train: Mapping[str, Sequence[Sample]], sampling: str) -> list[list[int]]:
@@ -117,9 +147,12 @@ def train_loader(dataset: ImageDataset, order: TrainOrder, workers: int) -> Data
     )
 
 
-def eval_loader(dataset: ImageDataset, batch_size: int, workers: int) -> DataLoader[Batch]:
-    """Return a loader of all samples, once and in order."""
-    draws: list[Draw] = [(index, None) for index in range(len(dataset))]
+def eval_loader(
+    dataset: ImageDataset, batch_size: int, workers: int, shard: tuple[int, int] = (0, 1)
+) -> DataLoader[Batch]:
+    """Return a loader of all samples, or of one process's share, once and in order."""
+    first, step = shard
+    draws: list[Draw] = [(index, None) for index in range(first, len(dataset), step)]
     return DataLoader(
         dataset,
         batch_size=batch_size,

@@ -9,9 +9,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from domains.processes import is_main
+
 
 def progress_bar(enabled: bool) -> Progress:
-    """Return a rich progress display, silent when not `enabled`."""
+    """Return a rich progress display, silent when not `enabled` or not in the main process."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -19,5 +21,5 @@ def progress_bar(enabled: bool) -> Progress:
         TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,
-        disable=not enabled,
+        disable=not (enabled and is_main()),
     )

@@ -11,7 +11,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from depgraph import DepgraphError
-from domains._device import accelerator, borrowed, loader_workers, mean_logits
+from domains._device import accelerator, borrowed, loader_workers, mean_logits, shard_of
 from domains._images import eval_transform
 from domains._loading import Batch, ImageDataset, eval_loader, interleave
 from domains._progress import progress_bar
@@ -33,6 +33,8 @@ def evaluate(
     progress: bool = False,
 ) -> dict[str, float]:
     """Measure the share of images classified right, per domain.
+
+    Several processes share the images, and all get the result.
 
     Parameters
     ----------
@@ -64,8 +66,9 @@ def evaluate(
     accuracies: dict[str, float] = {}
     with borrowed(model, run.device, train=False), progress_bar(progress) as bar:
         for name, part in by_domain.items():
-            task = bar.add_task(f"evaluate {name}", total=-(-len(part) // batch_size))
-            loader = eval_loader(ImageDataset(part, transform), batch_size, workers)
+            dataset = ImageDataset(part, transform)
+            loader = eval_loader(dataset, batch_size, workers, shard_of(run, len(part)))
+            task = bar.add_task(f"evaluate {name}", total=len(loader))
             ticks = bar.track(loader, task_id=task, update_period=0.5)
             accuracies[name] = score(model, ticks, run, classes)[0]
     return accuracies
@@ -76,6 +79,7 @@ def score(
 ) -> tuple[float, float]:
     """Return accuracy and mean cross-entropy of a model already in eval mode on its device.
 
+    Of several processes each gives its share of the batches; torchmetrics adds them up.
     `classes` None: not known, then the labels need only be among the outputs.
     """
     accuracy: MulticlassAccuracy | None = None

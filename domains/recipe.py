@@ -6,8 +6,8 @@ than it teaches, and one whose cut was compensated forgets at 5e-5 what the refi
 that has lost half of its units, and was not refitted, has to learn again, at a higher rate.
 """
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from depgraph import DepgraphError
 
@@ -41,6 +41,16 @@ class FinetuneSettings:
         Warmed up, so that a short run is averaged too.
     distill_weight, distill_temperature : float
         With a teacher: share of the distillation loss, and its temperature.
+    feature_weight : float
+        With a teacher: weight of the distance of the features that the classifiers read, relative
+        to the teacher's; beside the other losses, 0: none.
+    algorithm : str
+        How to learn from several domains, one of `ALGORITHMS`.
+    algorithm_args : dict
+        Keyword arguments of its class.
+    keep : "best" or "last"
+        Which epoch's weights are returned: those that did best on the sources' validation parts,
+        or the last, for a training whose use shows only later.
     crop_scale, crop_ratio : (float, float)
         Area and aspect ratio of the random crop.
     hflip, color_jitter, grayscale, random_erasing : float
@@ -80,6 +90,10 @@ class FinetuneSettings:
     ema_decay: float = 0.0
     distill_weight: float = 0.5
     distill_temperature: float = 2.0
+    feature_weight: float = 0.0
+    algorithm: str = "erm"
+    algorithm_args: dict[str, Any] = field(default_factory=dict)
+    keep: Literal["best", "last"] = "best"
     crop_scale: tuple[float, float] = (0.7, 1.0)
     crop_ratio: tuple[float, float] = (0.75, 4 / 3)
     hflip: float = 0.5
@@ -112,6 +126,8 @@ class FinetuneSettings:
             ("ema_decay", 0 <= self.ema_decay < 1, "from 0 to below 1"),
             ("distill_weight", 0 <= self.distill_weight <= 1, "from 0 to 1"),
             ("distill_temperature", self.distill_temperature > 0, "above 0"),
+            ("feature_weight", self.feature_weight >= 0, "at least 0"),
+            ("keep", self.keep in ("best", "last"), "'best' or 'last'"),
             ("crop_scale", 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1, "within (0, 1]"),
             ("num_workers", self.num_workers is None or self.num_workers >= 0, "at least 0"),
         ]

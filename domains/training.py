@@ -13,8 +13,10 @@ from torch import nn
 
 from domains._checkpoint import load_checkpoint, prepare_directory, run_identity, save_checkpoint
 from domains._device import accelerator, borrowed
-from domains._epoch import EpochRow, EpochRunner, start
+from domains._epoch import EpochRunner, Hooks
 from domains._progress import progress_bar
+from domains._state import EpochRow, start
+from domains.processes import is_main, wait
 from domains.recipe import FinetuneSettings
 from domains.split import Split
 
@@ -42,6 +44,7 @@ def finetune(
     progress: bool = True,
     teacher: nn.Module | None = None,
     on_epoch: Callable[[EpochRow], None] | None = None,
+    hooks: Hooks | None = None,
 ) -> FinetuneResult:
     """Train `model` on the source domains of `split`; it ends with its best epoch's weights.
 
@@ -65,45 +68,60 @@ def finetune(
         Usually the dense model: its outputs are learnt from too, as `settings` weighs them.
     on_epoch : callable or None
         Called with the row of each epoch once its checkpoint is written: never twice for one.
+    hooks : Hooks or None
+        What else is done to the model while it trains.
 
     Returns
     -------
     FinetuneResult
         The best epoch is that of the highest accuracy on the source validation parts, averaged
-        over domains as DomainBed does; of equals, that of the lowest validation loss.
+        over domains as DomainBed does; of equals, that of the lowest validation loss. An algorithm
+        that has found the end of its training (SWAD) ends the history there.
 
     Raises
     ------
     DepgraphError
-        A loss that is not finite, a checkpoint of another run, a disk that cannot be written, an
-        unreadable image, a model whose outputs do not fit the classes. The last checkpoint stays.
+        An unknown algorithm, a loss that is not finite, a checkpoint of another run, a disk that
+        cannot be written, an unreadable image, a model whose outputs do not fit the classes. The
+        last checkpoint stays.
 
     Notes
     -----
     KeyboardInterrupt passes through; the last complete checkpoint stays.
+
+    Launched as several processes (``accelerate launch``, on the CPU ``torchrun``), each trains on
+    its part of the same batches, and all algorithms see the whole batch; one process writes. The
+    result is that of one process up to rounding, except for what is drawn while training (drop-out,
+    mixup's pairs) and for batch norm, whose statistics are those of a part.
     """
     settings = settings or FinetuneSettings()
     folder = Path(directory)
-    prepare_directory(folder)
-    identity = run_identity(model, split, settings, teacher)
-    saved = load_checkpoint(folder, identity) if resume else None
     device = accelerator(settings.device, settings.amp)
+    if is_main():
+        prepare_directory(folder)
+    identity = run_identity(model, split, settings, teacher, None if hooks is None else hooks.name)
+    saved = load_checkpoint(folder, identity) if resume else None
+    wait()  # none writes before all have read
     with ExitStack() as stack:
         stack.enter_context(borrowed(model, device.device, train=True))
         if teacher is not None:
             stack.enter_context(borrowed(teacher, device.device, train=False))
         bar = stack.enter_context(progress_bar(progress))
-        runner = EpochRunner(model, split, settings, device, teacher, bar)
-        state = start(model, settings, device, len(runner.order))
+        runner = EpochRunner(model, split, settings, device, teacher, hooks, bar)
+        state = start(model, settings, device, runner.algorithm, runner.distillation)
         if saved is not None:
             state.load_dict(saved["state"])
         if settings.may_keep_start and state.before is None and not state.history:
             state.add_before(runner.judge(state))
         for epoch in range(len(state.history), settings.epochs):
+            if state.algorithm.finished:
+                break
             state.add(runner.run(state, epoch))
-            save_checkpoint(folder, {"identity": identity, "state": state.to_dict()})
-            if on_epoch is not None:
-                on_epoch(state.history[-1])
+            if is_main():
+                save_checkpoint(folder, {"identity": identity, "state": state.to_dict()})
+                if on_epoch is not None:
+                    on_epoch(state.history[-1])
+        device.unwrap_model(state.trained, keep_fp32_wrapper=False)  # undoes what sharing changed
         model.load_state_dict(state.best)
     seconds = sum(row["seconds"] for row in state.history)
     return FinetuneResult(

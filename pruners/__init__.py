@@ -1,5 +1,6 @@
 """Scores units, chooses what stays under a ratio or a budget, and prunes."""
 
+from pruners import schedules
 from pruners._units import reduce_others, sum_over_members
 from pruners.activation import FLAP, Wanda
 from pruners.allocation import allocate
@@ -12,7 +13,7 @@ from pruners.magnitude import L1, L2, Lamp, Random
 from pruners.metrics import METRICS, Metric, make_metric, register
 from pruners.norm_scale import NormScale
 from pruners.obs import OBS
-from pruners.pruning import prune, samples_wanted, score
+from pruners.pruning import PlannedCut, plan_cut, prune, samples_wanted, score
 from pruners.sharded import prune_checkpoint
 
 # In the order in which they are listed to people: the control first, then by what they look at.
@@ -39,17 +40,20 @@ __all__ = [
     "Lamp",
     "Metric",
     "NormScale",
+    "PlannedCut",
     "Random",
     "Taylor",
     "Taylor2",
     "Wanda",
     "allocate",
     "make_metric",
+    "plan_cut",
     "prune",
     "prune_checkpoint",
     "reduce_others",
     "register",
     "samples_wanted",
+    "schedules",
     "score",
     "sum_over_members",
 ]

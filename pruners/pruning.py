@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -97,24 +98,93 @@ def prune(
     >>> small[0].out_features, plan.num_params
     (6, 44)
     """
-    scorer = make_metric(metric, seed=seed)
-    compensate = batches is not None if compensate is None else compensate
-    if compensate and batches is None:
-        raise DepgraphError("compensation needs data; pass batches, or compensate=False")
-    graph = trace(model, example_inputs)
-    choices = with_defaults(
-        scorer,
-        ratio=ratio,
+    cut = plan_cut(
+        model,
+        example_inputs,
+        metric,
+        ratio,
         target=target,
         scope=scope,
         kinds=kinds,
         ignore=ignore,
         round_to=round_to,
+        batches=batches,
         min_units=min_units,
         normalise=normalise,
         per=per,
+        num_samples=num_samples,
+        compensate=compensate,
+        num_calibration=num_calibration,
+        seed=seed,
+        loss=loss,
     )
-    choose = allocator(graph, **choices)  # refuses before any scoring
+    small = cut.plan.apply(cut.model)
+    if cut.calibration:
+        refit(cut.model, small, cut.plan, cut.calibration)
+    return small, cut.plan
+
+
+@dataclass(frozen=True)
+class PlannedCut:
+    """What `prune` is about to cut.
+
+    Attributes
+    ----------
+    model : nn.Module
+        That the plan is for: the model itself, or with compensation a copy that computes the same
+        with its head dims turned to principal directions.
+    graph : DependencyGraph
+    plan : Plan
+    calibration : list of (inputs, targets)
+        What to compensate with; empty: no compensation.
+    """
+
+    model: nn.Module
+    graph: DependencyGraph
+    plan: Plan
+    calibration: list[Batch]
+
+
+def plan_cut(
+    model: nn.Module,
+    example_inputs: Any,
+    metric: str | Metric = "l2",
+    ratio: float | None = None,
+    *,
+    batches: Iterable[Batch] | None = None,
+    num_samples: int | None = None,
+    compensate: bool | None = None,
+    num_calibration: int | None = None,
+    seed: int = 0,
+    loss: Loss | None = None,
+    **choices: Any,
+) -> PlannedCut:
+    """Choose what `prune` would remove, and remove nothing.
+
+    Parameters
+    ----------
+    model, example_inputs, metric, ratio, batches, num_samples, compensate, num_calibration
+        As in `prune`.
+    seed, loss
+        As in `prune`.
+    **choices
+        The other arguments of `prune`.
+
+    Returns
+    -------
+    PlannedCut
+
+    Raises
+    ------
+    DepgraphError
+        As `prune`.
+    """
+    scorer = make_metric(metric, seed=seed)
+    compensate = batches is not None if compensate is None else compensate
+    if compensate and batches is None:
+        raise DepgraphError("compensation needs data; pass batches, or compensate=False")
+    graph = trace(model, example_inputs)
+    choose = allocator(graph, **with_defaults(scorer, ratio=ratio, **choices))  # refuses first
     if loss is not None and hasattr(scorer, "loss"):
         scorer.loss = loss
     calibration: list[Batch] = []
@@ -123,11 +193,7 @@ def prune(
         model = copy.deepcopy(model)
         align_head_dims(model, graph, calibration, seed)
     scores = score(model, graph, scorer, batches, num_samples=num_samples)
-    plan = graph.plan(choose(scores))
-    small = plan.apply(model)
-    if compensate:
-        refit(model, small, plan, calibration)
-    return small, plan
+    return PlannedCut(model, graph, graph.plan(choose(scores)), calibration)
 
 
 def with_defaults(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
 import depgraph
 import domains
 from cli.options import (
+    algorithm_said,
     compute_options,
     data_option,
     json_option,
@@ -56,6 +59,8 @@ def finetune(
     epochs: int | None,
     batch_size: int | None,
     lr: float | None,
+    algorithm: str | None,
+    algorithm_args: dict[str, Any],
     recipe: str | None,
     teacher: Path | None,
     out: Path | None,
@@ -67,12 +72,16 @@ def finetune(
     as_json: bool,
 ) -> None:
     """Fine-tune the model in DIR on all domains of --data but --target."""
+    said = algorithm_said(algorithm, algorithm_args)
+    if recipe is not None and domains.RECIPES[recipe].distill and teacher is None:
+        raise click.UsageError(f"--recipe {recipe} learns from a dense model; give it as --teacher")
     found = domains.load_domains(data, progress=not as_json)
     model = load_saved(directory, num_classes=len(found.classes), seed=seed)
     split = domains.leave_one_out(found, target, seed=seed, split_by=split_by)  # type: ignore[arg-type]
     share = compensated_share(saved_in(directory) or directory)
+    recipe = recipe or domains.default_recipe(compensated=share is not None)
     settings = recovery_settings(
-        recipe or domains.default_recipe(compensated=share is not None),
+        recipe,
         share,
         epochs=epochs,
         batch_size=batch_size,
@@ -80,6 +89,7 @@ def finetune(
         seed=seed,
         device=device,
         amp=amp,
+        **said,
     )
     out = out or saved_in(directory) or directory
     with tracked(track, out, "recovery", {"model": str(directory), "target": target}) as on_epoch:
@@ -93,11 +103,15 @@ def finetune(
             teacher=None if teacher is None else load_saved(teacher),
             on_epoch=on_epoch,
         )
-    depgraph.save(model.eval(), out)
+    if domains.processes.is_main():
+        depgraph.save(model.eval(), out)
     accuracy = domains.evaluate(model, split, device=device, amp=amp, progress=not as_json)
     result = {
         "model": str(directory),
         "target_domain": target,
+        "recipe": recipe,
+        "algorithm": settings.algorithm,
+        "settings": asdict(settings),
         "accuracy": accuracy,
         "best_epoch": trained.best_epoch,
         "best_val_accuracy": trained.best_val_accuracy,

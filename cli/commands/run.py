@@ -16,6 +16,7 @@ from cli.html import report_page
 from cli.models import check_classes
 from cli.options import (
     BUDGETS,
+    algorithm_said,
     batch_size_option,
     budget,
     compute_options,
@@ -27,6 +28,7 @@ from cli.options import (
     pruning_options,
     recipe_option,
     resume_option,
+    schedule_options,
     seconds_option,
     seed_option,
     split_option,
@@ -38,6 +40,7 @@ from cli.output import emit, percent, table, write_text
 from cli.pipeline import run_pipeline
 from cli.precision import half
 from cli.saved import load_saved
+from cli.schedules import STEP_EPOCHS, STEPS, Schedule
 from cli.settings import RunSettings, adapted
 from cli.starts import TIMM, Start
 from domains import timing
@@ -54,6 +57,7 @@ from domains import timing
 @click.option("--dense-lr", type=click.FloatRange(0, min_open=True), help="Rate before pruning.")
 @click.option("--dense", type=click.Path(path_type=Path), help="Dense model fine-tuned earlier.")
 @recipe_option
+@schedule_options
 @click.option(
     "--distill/--no-distill", default=None, help="Learn from the dense model too  [by recipe]."
 )
@@ -139,10 +143,15 @@ def make_job(
     epochs: int | None,
     batch_size: int | None,
     lr: float | None,
+    algorithm: str | None,
+    algorithm_args: dict[str, Any],
     dense_epochs: int | None,
     dense_lr: float | None,
     dense: Path | None,
     recipe: str | None,
+    schedule: str,
+    steps: int | None,
+    step_epochs: int | None,
     distill: bool | None,
     bench_batch_size: int,
     bench_seconds: float,
@@ -160,6 +169,12 @@ def make_job(
     **options
         As `run` takes them, less the places of data and results.
     """
+    said: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "device": device, "amp": amp}
+    said |= algorithm_said(algorithm, algorithm_args)
+    if steps is not None and schedule != "iterative":
+        raise click.UsageError("--steps needs --schedule iterative")
+    if step_epochs is not None and schedule == "one-shot":
+        raise click.UsageError("--step-epochs needs another --schedule than one-shot")
     share = budget(ratio, target_macs, target_params, target_latency)
     chosen_metric, chosen_kinds = metric_and_kinds(metric, kinds)
     split = domains.leave_one_out(found, target, seed=seed, split_by=split_by)  # type: ignore[arg-type]
@@ -183,7 +198,7 @@ def make_job(
 
     by_name = recipe or domains.default_recipe(compensated=compensate is not False)
     own = start.recovery if recipe is None else None
-    said: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "device": device, "amp": amp}
+    after = own or start.recovery_for(by_name)
     settings = RunSettings(
         model=model_name,
         share=share,
@@ -203,9 +218,7 @@ def make_job(
         dense=None
         if dense is not None or dense_epochs == 0
         else adapted(start.dense, epochs=dense_epochs, lr=dense_lr, **said),
-        recovery=None
-        if epochs == 0
-        else adapted(own or start.recovery_for(by_name), epochs=epochs, lr=lr, **said),
+        recovery=None if epochs == 0 else adapted(after, epochs=epochs, lr=lr, **said),
         origin={
             "pretrained": pretrained,
             "weights": None if weights is None else str(weights),
@@ -215,6 +228,14 @@ def make_job(
             "model_args": model_args,
             "split_by": split_by,
         },
+        recipe=by_name if own is None else None,
+        schedule=Schedule(
+            schedule,
+            (steps or STEPS) if schedule == "iterative" else 1,
+            None
+            if schedule == "one-shot"
+            else adapted(after, epochs=step_epochs or STEP_EPOCHS, lr=lr, **said),
+        ),
         distill=(own is None and domains.RECIPES[by_name].distill) if distill is None else distill,
         lr_by_share=own is None and domains.RECIPES[by_name].by_share and lr is None,
         timing=timing.TimingSettings(

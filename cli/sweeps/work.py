@@ -151,8 +151,9 @@ def work_on_run(place: Place, key: str, cell: Cell, dense: Outcome) -> Outcome:
                 log=_timed_note,
                 more={**beside, "command": place.command},
             )
-        for name in ("pruned-training", *(() if place.keep_models else ("pruned-only", "pruned"))):
-            shutil.rmtree(out / name, ignore_errors=True)
+        for folder in (path for path in out.iterdir() if path.is_dir()):
+            if not place.keep_models or folder.name.endswith("-training"):
+                shutil.rmtree(folder)
 
     return _attempt(out, cell.name, place.threads, work)
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import networkx as nx
@@ -101,6 +102,58 @@ def test_a_saved_model_is_finetuned_evaluated_and_timed(
     assert both["metric"] == "taylor" and both["ratio"] == 0.5 and both["target_domain"] == "ink"
     assert both["speedup"] > 0 and set(both["dense"]["accuracy"]) == {"clay", "ink", "wool"}
     assert both["dense"]["params"] > both["pruned"]["params"]
+
+
+def test_an_algorithm_is_chosen_by_name_and_written_into_the_result(
+    invoke: Invoke, data: Path, tmp_path: Path
+) -> None:
+    args = ["run", *TINY, "--data", data, "--target=wool", *QUICK, "--json", "--metric=l2"]
+    args += ["--algorithm=coral", "--algorithm-arg=penalty=0.5", "--out", tmp_path / "run"]
+    row = json.loads(invoke(*args).stdout)
+    assert row["algorithm"] == "coral" and row["recipe"] == "gentle"
+    for training in ("dense", "recovery"):
+        assert row["settings"][training]["algorithm_args"] == {"penalty": 0.5}
+    args = ["finetune", tmp_path / "run", "--data", data, "--target=wool", "--epochs=1"]
+    args += ["--batch-size=6", "--json", "--out", tmp_path / "tuned"]
+    row = json.loads(invoke(*args, "--algorithm=swad").stdout)
+    assert row["algorithm"] == "swad"
+    assert "did you mean 'swad'" in invoke(*args, "--algorithm=swat").stderr
+    assert "needs --algorithm" in invoke(*args, "--algorithm-arg=penalty=1").stderr
+    assert "--teacher" in invoke(*args, "--recipe=distill").stderr
+
+
+@pytest.mark.parametrize("schedule", ["iterative", "regularised", "soft"])
+def test_a_schedule_ends_at_the_budget_and_resumes_to_the_same_result(
+    invoke: Invoke, data: Path, tmp_path: Path, schedule: str
+) -> None:
+    args = ["run", *TINY, "--data", data, "--target=wool", *QUICK, "--json", "--metric=l2"]
+    args += ["--target-macs=0.5", "--schedule", schedule, "--step-epochs=2"]
+    args += ["--steps=2"] if schedule == "iterative" else []
+    whole = invoke(*args, "--out", tmp_path / "whole")
+    assert whole.exit_code == 0, whole.output
+    middle = "cut-1" if schedule == "iterative" else "dense"
+    out = tmp_path / "stopped"
+    shutil.copytree(tmp_path / "whole", out)
+    for path in out.iterdir():  # as if it was stopped after one stage
+        if path.is_dir() and path.name not in ("dense", middle):
+            shutil.rmtree(path)
+        elif path.is_file() and path.stem not in ("dense", middle):
+            path.unlink()
+    first, again = (
+        json.loads(result.stdout) for result in (whole, invoke(*args, "--resume", "--out", out))
+    )
+    assert first["schedule"] == schedule
+    assert first["pruned"]["macs"] == pytest.approx(0.5 * first["dense"]["macs"], rel=0.03)
+    assert first["pruned"]["accuracy"] == again["pruned"]["accuracy"]
+    assert first["groups"] == again["groups"]
+    assert len(first["history"]) == 3
+
+
+def test_options_of_a_schedule_need_it(invoke: Invoke, data: Path, tmp_path: Path) -> None:
+    args = ["run", *TINY, "--data", data, "--target=wool", "--out", tmp_path / "run"]
+    for option in ("--steps=2", "--step-epochs=1"):
+        result = invoke(*args, option)
+        assert result.exit_code == 2 and "--schedule" in result.stderr
 
 
 def test_weights_of_another_size_and_without_a_head_are_taken(

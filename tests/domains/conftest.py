@@ -52,14 +52,14 @@ def split(data: DomainData) -> Split:
 class TinyNet(nn.Module):
     """A small convolution net with drop-out and batch norm, for images of any size."""
 
-    def __init__(self, classes: int = 3, heads: int = 1, seed: int = 0) -> None:
+    def __init__(self, classes: int = 3, heads: int = 1, seed: int = 0, width: int = 8) -> None:
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.conv = nn.Conv2d(3, 8, 3, stride=2)
-            self.norm = nn.BatchNorm2d(8)
+            self.conv = nn.Conv2d(3, width, 3, stride=2)
+            self.norm = nn.BatchNorm2d(width)
             self.drop = nn.Dropout(0.2)
-            self.heads = nn.ModuleList(nn.Linear(8, classes) for _ in range(heads))
+            self.heads = nn.ModuleList(nn.Linear(width, classes) for _ in range(heads))
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
         features = self.drop(self.norm(self.conv(images)).relu().mean((2, 3)))

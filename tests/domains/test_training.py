@@ -74,6 +74,10 @@ VARIANTS = {
     "momentum": {"optimizer": "sgd", "schedule": "poly"},
     "concat": {"sampling": "concat", "clip_grad": None},
     "amp": {"amp": True},
+    "coral": {"algorithm": "coral"},
+    "groupdro": {"algorithm": "groupdro", "algorithm_args": {"step_size": 1.0}},
+    "mixup algorithm": {"algorithm": "mixup"},
+    "last": {"keep": "last"},
 }
 
 
@@ -102,8 +106,37 @@ def test_stopped_anywhere_and_resumed_it_ends_bit_for_bit_the_same(
         assert found.best_epoch == expected.best_epoch
 
 
-def test_with_a_teacher_it_resumes_bit_for_bit_too(split, quick, tiny_net, tmp_path):
-    teacher = tiny_net(seed=5).train()
+def test_swad_resumes_bit_for_bit_too(split, quick, tiny_net, tmp_path):
+    settings = replace(
+        quick, algorithm="swad", algorithm_args={"checks": 3, "patience_start": 2}, epochs=4
+    )
+    whole = tiny_net()
+    expected = finetune(Interrupting(whole, 0), split, settings, tmp_path / "a", progress=False)
+    # An epoch is 3 steps and 2 batches of validation after each, and 2 at its end: 11.
+    for at in (14, 24):
+        with pytest.raises(KeyboardInterrupt):
+            finetune(
+                Interrupting(tiny_net(), at), split, settings, tmp_path / f"{at}", progress=False
+            )
+        resumed = tiny_net(seed=99)
+        found = finetune(
+            Interrupting(resumed, 0),
+            split,
+            settings,
+            tmp_path / f"{at}",
+            resume=True,
+            progress=False,
+        )
+        assert same(weights(whole), weights(resumed))
+        assert without_seconds(found.history) == without_seconds(expected.history)
+
+
+@pytest.mark.parametrize("feature_weight", [0.0, 0.7])
+def test_with_a_teacher_it_resumes_bit_for_bit_too(
+    split, quick, tiny_net, tmp_path, feature_weight
+):
+    teacher = tiny_net(seed=5, width=12).train()
+    quick = replace(quick, feature_weight=feature_weight)
     ended = []
     for at in (0, 9):
         model, again, folder = tiny_net(), tiny_net(), tmp_path / str(at)
@@ -124,7 +157,7 @@ def test_with_a_teacher_it_resumes_bit_for_bit_too(split, quick, tiny_net, tmp_p
         ended.append(weights(again))
     assert same(*ended)
     assert teacher.training
-    assert same(weights(teacher), weights(tiny_net(seed=5)))
+    assert same(weights(teacher), weights(tiny_net(seed=5, width=12)))
 
 
 def test_a_teacher_changes_the_result(split, quick, tiny_net, tmp_path):

@@ -1,0 +1,88 @@
+"""The result row of a run: accuracies by domain, sizes and speeds of what its stages left."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from torch import nn
+
+import depgraph
+from cli.models import example_inputs
+from cli.output import environment
+from cli.settings import RunSettings
+from domains import FinetuneSettings, processes, timing
+
+
+def result_row(
+    settings: RunSettings,
+    target: str,
+    models: Mapping[str, nn.Module],
+    accuracy: Mapping[str, dict[str, float]],
+    records: Mapping[str, dict[str, Any]],
+) -> dict[str, Any]:
+    """Count and time the models of a run, and put all that is known of it together.
+
+    Parameters
+    ----------
+    settings : RunSettings
+    target : str
+        The domain left out of training.
+    models, accuracy : mapping
+        By ``"dense"``, ``"pruned_only"`` and ``"pruned"``; accuracies by domain.
+    records : mapping of str to dict
+        Of its stages.
+
+    Returns
+    -------
+    dict
+        As `run --json` prints it, but for the seconds that it took.
+    """
+    timings = _timings({key: models[key] for key in ("dense", "pruned")}, settings)
+    row: dict[str, Any] = {
+        "model": settings.model,
+        "metric": settings.control or settings.pruning["metric"],
+        "across_domains": settings.across_domains,
+        "ratio": settings.share.get("ratio"),
+        "target": settings.share.get("target"),
+        "target_domain": target,
+        "schedule": settings.schedule.name,
+        "recipe": settings.recipe,
+        "algorithm": (settings.recovery or settings.dense or FinetuneSettings()).algorithm,
+    }
+    for key, measured in timings.items():
+        row[key] = {
+            **_accuracies(accuracy[key], target),
+            "params": sum(p.numel() for p in models[key].parameters()),
+            "macs": depgraph.count_macs(models[key], example_inputs(models[key])),
+            "latency_ms": measured.latency_ms,
+            "timing": asdict(measured),
+        }
+    row["pruned_only"] = _accuracies(accuracy["pruned_only"], target)
+    row["speedup"] = timings["pruned"].speedup
+    row |= {key: records["pruned-only"][key] for key in ("groups", "scores")}
+    row["history"] = {
+        name: record["history"] for name, record in records.items() if "history" in record
+    }
+    row |= {"seed": settings.seed, "settings": settings.plain()}
+    return row | environment()
+
+
+def _timings(models: dict[str, nn.Module], settings: RunSettings) -> dict[str, timing.Timing]:
+    shape = tuple(example_inputs(models["dense"]).shape[1:])
+    timings = {}
+    for turn in range(processes.num_processes()):  # never two at once
+        if turn == processes.rank():
+            timings = timing.compare(models, shape, settings.timing)
+        processes.wait()
+    return timings
+
+
+def _accuracies(accuracy: dict[str, float], target: str) -> dict[str, Any]:
+    sources = [share for name, share in accuracy.items() if name != target]
+    return {
+        "accuracy": accuracy,
+        "source_accuracy": sum(sources) / len(sources),
+        "target_accuracy": accuracy[target],
+    }
