@@ -107,7 +107,7 @@ def check_classes(model: nn.Module, classes: int, where: Path) -> None:
         )
 
 
-def _check_name(name: str, download: bool) -> None:
+def check_name(name: str, download: bool) -> None:
     """Refuse a name that timm does not have, with near ones."""
     if ":" in name:
         return  # a hub's name; only the hub knows
@@ -144,7 +144,7 @@ def create_model(name: str, arguments: dict[str, Any], pretrained: bool = False)
         For a name that timm does not know, arguments its constructor refuses, and pretrained
         weights that cannot be had.
     """
-    _check_name(name, pretrained)
+    check_name(name, pretrained)
     # The hub's client tells of each of its retries; what came of them is told below.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:

@@ -92,7 +92,7 @@ def controlled(settings: RunSettings, control: str) -> RunSettings:
     """The settings of a run turned into those of one of `CONTROLS`."""
     check_choice("control", control, CONTROLS)
     if control == "dense":
-        return replace(settings, control=control, share={"ratio": None})
+        return replace(settings, control=control, share={"ratio": None}, schedule=Schedule())
     trained = settings.dense, settings.recovery
     epochs = sum(recipe.epochs for recipe in trained if recipe is not None)
     recipe = settings.dense or settings.recovery

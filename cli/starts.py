@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 import domains
-from cli.models import load_model
+from cli.models import check_name, load_model
+from depgraph import DepgraphError
 from domains import FinetuneSettings
 from pruners._choices import check_choice
 
@@ -22,6 +24,8 @@ class Start:
     ----------
     load : callable
         Arguments as of `cli.models.load_model`; gives the model.
+    check : callable
+        The same arguments; refuses, fast, what `load` would.
     dense : FinetuneSettings
         Training before pruning.
     recovery : FinetuneSettings, optional
@@ -31,6 +35,7 @@ class Start:
     """
 
     load: Callable[..., nn.Module]
+    check: Callable[..., None]
     dense: FinetuneSettings = FinetuneSettings()  # noqa: RUF009  # frozen
     recovery: FinetuneSettings | None = None
     alike: tuple[str, ...] = ()
@@ -41,15 +46,30 @@ class Start:
         return replace(domains.RECIPES[recipe].settings, **own)
 
 
-def _digits_model(name: str, *, seed: int = 0, **said: Any) -> nn.Module:
+def _check_timm(name: str, *, pretrained: bool, weights: Path | None, **_: Any) -> None:
+    if not Path(name).is_dir():
+        check_name(name, pretrained and weights is None)
+    if weights is not None and not weights.is_file():
+        raise DepgraphError(f"there is no file '{weights}'")
+
+
+def _check_digits(name: str, **said: Any) -> None:
     check_choice("digits model", name, domains.DIGITS_MODELS)
+    for option in ("weights", "img_size", "model_args"):
+        if said.get(option):
+            raise DepgraphError(f"the digits' models are fixed; leave {option} of '{name}' out")
+
+
+def _load_digits(name: str, *, seed: int = 0, **said: Any) -> nn.Module:
+    _check_digits(name, **said)
     return domains.digits_model(name, seed=seed)
 
 
-TIMM = Start(load_model)
+TIMM = Start(load_model, _check_timm)
 
 DIGITS = Start(
-    _digits_model,
+    _load_digits,
+    _check_digits,
     domains.DIGITS_RECIPE,
     domains.DIGITS_RECOVERY,
     ("batch_size", "smoothing", "hflip", "crop_scale", "crop_ratio", "color_jitter", "grayscale"),

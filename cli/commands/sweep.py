@@ -18,7 +18,16 @@ from cli.options import json_option
 from cli.output import command_line, emit, note, table
 from cli.pipeline import dense_identity
 from cli.sweeps.grid import Grid, read_grid
-from cli.sweeps.work import ERROR, Outcome, Place, dense_directory, job_of, status, thinned
+from cli.sweeps.work import (
+    ERROR,
+    Outcome,
+    Place,
+    check_model,
+    dense_directory,
+    job_of,
+    status,
+    thinned,
+)
 from cli.sweeps.workers import Task, in_turn, on_ray
 from domains import DomainData
 
@@ -34,7 +43,12 @@ from domains import DomainData
 @click.option(
     "--workers", type=click.IntRange(1), help="Processes at once, one thread each; needs Ray."
 )
-@click.option("--ray", "address", metavar="ADDRESS", help="Run on this Ray cluster, or auto.")
+@click.option(
+    "--ray",
+    "address",
+    metavar="ADDRESS",
+    help="Run on this Ray cluster, or auto; its machines share --out.",
+)
 @click.option("--retry-failed", is_flag=True, help="Try again what failed before.")
 @click.option("--dry-run", is_flag=True, help="Show the runs, do none.")
 @json_option
@@ -107,7 +121,7 @@ def _data(
 def _tasks(place: Place, grid: Grid, found: DomainData) -> list[Task]:
     """All runs with their dense models; a bad option is found here, before any work."""
     few = thinned(found)
-    tasks = []
+    tasks: list[Task] = []
     for cell in grid.cells(found.domains):
         job = job_of(place, cell, few)
         identity = dense_identity(job.split, job.settings)
@@ -115,6 +129,8 @@ def _tasks(place: Place, grid: Grid, found: DomainData) -> list[Task]:
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
         target, seed = cell.options["target"], cell.options["seed"]
         key = f"{Path(cell.label).name}-{target}-seed{seed}-{digest}"
+        if not any(task.dense == key for task in tasks):
+            check_model(place, cell)
         tasks.append(Task(cell, key))
     return tasks
 

@@ -144,7 +144,7 @@ def read_grid(path: Path) -> Grid:
         name = _PLURALS.get(key, key)
         check_choice(f"key in '{path}':", key, [*_PLURALS, *_OWN, *_axis_names()])
         if name in said:
-            raise DepgraphError(f"'{path}' says both '{name}' and '{key}'; keep one")
+            raise DepgraphError(f"'{path}' says {name} twice, in the singular and plural; keep one")
         said[name] = value
     for name in ("data", "model"):
         if name not in said:

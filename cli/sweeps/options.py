@@ -25,7 +25,7 @@ def run_options() -> dict[str, click.Parameter]:
 def is_list(name: str) -> bool:
     """Whether one value of the option is a list."""
     option = run_options()[name]
-    return bool(getattr(option, "multiple", False)) and name != "model_args"
+    return getattr(option, "multiple", False) and option.metavar != "KEY=VALUE"
 
 
 def arguments(options: Mapping[str, Any]) -> list[str]:

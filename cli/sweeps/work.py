@@ -84,6 +84,14 @@ def job_of(place: Place, cell: Cell, found: DomainData) -> Job:
     return replace(job, settings=settings)
 
 
+def check_model(place: Place, cell: Cell) -> None:
+    """Refuse a model that cannot be made, without making it."""
+    options = parsed(cell.options)
+    names = ("pretrained", "weights", "img_size", "model_args")
+    start = DIGITS if place.digits else TIMM
+    start.check(options["model_name"], **{name: options[name] for name in names})
+
+
 def dense_directory(place: Place, key: str) -> Path:
     """Where a dense model is that runs share."""
     return place.out / "dense" / key
@@ -143,8 +151,9 @@ def work_on_run(place: Place, key: str, cell: Cell, dense: Outcome) -> Outcome:
                 log=_timed_note,
                 more={**beside, "command": place.command},
             )
-        for name in ("pruned-training", *(() if place.keep_models else ("pruned-only", "pruned"))):
-            shutil.rmtree(out / name, ignore_errors=True)
+        for folder in (path for path in out.iterdir() if path.is_dir()):
+            if not place.keep_models or folder.name.endswith("-training"):
+                shutil.rmtree(folder)
 
     return _attempt(out, cell.name, place.threads, work)
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from pruners import METRICS
 from tests.cli.conftest import Invoke
 
 GRID = """
@@ -186,8 +188,10 @@ def test_a_dry_run_lists_the_runs_and_writes_nothing(invoke: Invoke, tmp_path: P
         ("compensate = 3", "true or false"),
         ('models = [{name = "vit", wights = "x"}]', "'weights'"),
         ('targets = ["sketch"]', "sketch"),
+        ('models = ["vti"]', "'vit'"),
+        ('models = [{name = "vit", img_size = 64}]', "img_size"),
         ("ratios = []", "empty"),
-        ("ratio = 0.5\nratios = [0.5]", "both"),
+        ("ratio = 0.5", "twice"),
         ("seeds = [", "TOML"),
     ],
 )
@@ -200,3 +204,17 @@ def test_a_bad_file_is_refused_with_the_way_out(
     result = invoke("sweep", grid, "--dry-run", "--out", tmp_path / "out")
     assert result.exit_code in (1, 2) and words in result.stderr, result.output
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("name", "runs", "dense"), [("pacs", 540, 36), ("office_home", 540, 36), ("ablation", None, 12)]
+)
+def test_the_files_that_come_with_the_project_ask_for_whole_grids(
+    invoke: Invoke, data: Path, name: str, runs: int | None, dense: int
+) -> None:
+    shutil.copytree(data / "ink", data / "tar")  # four domains, as all of these have
+    file = ROOT / "benchmarks" / "sweeps" / f"{name}.toml"
+    other = [] if name == "ablation" else ["--data", data]
+    plan = json.loads(invoke("sweep", file, *other, "--dry-run", "--json").stdout)
+    cells = 3 * 4 * (3 * (len(METRICS) + 1) + 1)  # metrics and reinit at 3 budgets; and dense
+    assert len(plan["runs"]) == (runs or cells) and plan["dense_models"] == dense
