@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, filter_trackers
+from accelerate import tracking
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
 from domains import EpochRow
 
@@ -25,7 +26,7 @@ _INSTALL = {"tensorboard": "'depgraph-prune[track]'", "wandb": "wandb", "mlflow"
 
 def available_tracker(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     """The tracker's name, once it is known to be installed: before any work."""
-    if value is not None and not filter_trackers([value], "."):
+    if value is not None and value not in map(str, tracking.get_available_trackers()):
         raise click.BadParameter(
             f"'{value}' is not installed; install it with: pip install {_INSTALL[value]}",
             ctx,

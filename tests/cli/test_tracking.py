@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from accelerate import tracking
 
+from cli.tracking import tracked
+from domains import EpochRow
 from tests.cli.conftest import TINY, Invoke
 
 RUN = ["--target=wool", "--metric=l2", "--batch-size=6", "--bench-seconds=0.1", "--json"]
@@ -59,3 +61,28 @@ def test_a_tracker_that_is_not_installed_is_refused_before_any_work(
         result = invoke("run", *TINY, *args)
         assert result.exit_code == 2 and way in result.stderr.replace("\n", " ")
     assert not out.exists()
+
+
+def test_an_epoch_is_logged_with_its_settings_by_name(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed (extra: track)")
+    row: EpochRow = {
+        "epoch": 3,
+        "lr": 0.5,
+        "train_loss": 2.0,
+        "val_loss": 1.0,
+        "val_accuracy": 0.25,
+        "val_accuracies": {"Real World": 0.25},
+        "seconds": 1.0,
+    }
+    config = {"model": "vit", "betas": (0.9, 0.99), "share": {"ratio": 0.5}, "none": None}
+    with tracked("tensorboard", tmp_path, "dense", config) as on_epoch:
+        assert on_epoch is not None
+        on_epoch(row)
+    found = curves(tmp_path / "tracking" / "dense")
+    assert found["val_accuracy/Real World"] == [(3, 0.25)] and found["lr"] == [(3, 0.5)]
+
+
+def test_nothing_is_written_where_nothing_is_tracked(tmp_path: Path) -> None:
+    with tracked(None, tmp_path, "dense", {}) as on_epoch:
+        assert on_epoch is None
+    assert not list(tmp_path.iterdir())
