@@ -8,6 +8,7 @@ from torch import nn
 
 from depgraph import DepgraphError
 from domains import (
+    RECIPES,
     FinetuneSettings,
     Split,
     _checkpoint,
@@ -158,6 +159,39 @@ def test_with_a_teacher_it_resumes_bit_for_bit_too(
     assert same(*ended)
     assert teacher.training
     assert same(weights(teacher), weights(tiny_net(seed=5, width=12)))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_resumes_bit_for_bit(split, quick, tiny_net, tmp_path, name):
+    recipe = RECIPES[name]
+    same_for_all = {key: getattr(quick, key) for key in ("epochs", "batch_size", "img_size", "lr")}
+    settings = replace(recipe.settings, **same_for_all, device="cpu", num_workers=0)
+    teacher = tiny_net(seed=5, width=12) if recipe.distill else None
+    ended = []
+    for at in (0, 4, 7):
+        folder = tmp_path / str(at)
+        if at:
+            with pytest.raises(KeyboardInterrupt):
+                finetune(
+                    Interrupting(tiny_net(), at),
+                    split,
+                    settings,
+                    folder,
+                    progress=False,
+                    teacher=teacher,
+                )
+        model = tiny_net()
+        finetune(
+            Interrupting(model, 0),
+            split,
+            settings,
+            folder,
+            resume=True,
+            progress=False,
+            teacher=teacher,
+        )
+        ended.append(weights(model))
+    assert all(same(ended[0], other) for other in ended[1:])
 
 
 def test_a_teacher_changes_the_result(split, quick, tiny_net, tmp_path):
