@@ -105,4 +105,4 @@ def _upload(folder: Path, repo: str, private: bool, revision: str | None) -> str
             f"the hub did not take '{repo}': {text}; see `hf auth whoami`, or write the "
             "repository with --local-dir"
         ) from error
-    return str(getattr(commit, "repo_url", f"https://huggingface.co/{repo}"))
+    return str(getattr(commit, "repo_url", repo))
