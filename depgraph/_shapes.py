@@ -108,7 +108,9 @@ def _layer_norm(
 
 def _batch_norm(x: Tensor, *tensors: Any) -> Tensor | None:
     affine = [tensor for tensor in tensors[:4] if tensor is not None]
-    if tensors[4] or x.dim() < 2 or any(tensor.shape != x.shape[1:2] for tensor in affine):
+    if x.dim() < 2 or any(tensor.shape != x.shape[1:2] for tensor in affine):
+        return None
+    if tensors[4] and not x.is_contiguous():  # training
         return None
     return _like(x) if all(tensor.dtype == x.dtype for tensor in affine) else None
 

@@ -246,8 +246,10 @@ class Slicer:
         ]
         if path not in self._reconsidered:
             self._reconsidered.update(alike)
-            fitting = [name for name in alike if self._refit(name, edits)]
-            if path in fitting:
+            if self._refit(path, edits):
+                for name in alike:
+                    if name != path:
+                        self._refit(name, edits)
                 return
         try:
             edits.classes.update((name, self.generated(name)) for name in alike)

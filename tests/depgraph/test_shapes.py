@@ -54,6 +54,7 @@ def test_quick_results_of_convolutions_and_their_norms_look_like_what_torch_give
     assert check(aten.conv2d.default, x, weight, None, stride, padding, [1, 1], groups)
     v = torch.empty(3 * groups, device="meta")
     assert check(aten.batch_norm.default, x, v, v, v, v, False, 0.1, 1e-5, True)
+    assert check(aten.batch_norm.default, x.contiguous(), v, v, v, v, True, 0.1, 1e-5, True)
 
 
 def test_operands_that_do_not_fit_are_left_to_torch() -> None:
