@@ -59,9 +59,9 @@ def model_card(model: nn.Module, repo: str, licence: str, record: dict[str, Any]
         Markdown, with the metadata that the hub reads.
     """
     cfg = getattr(model, "pretrained_cfg", None) or {}
-    command = record.get("command", "")
     # weights that started at random have no parent, whatever timm offers for the name
-    parent = None if "--no-pretrained" in command else cfg.get("hf_hub_id")
+    origin = record.get("settings", {}).get("origin", record)
+    parent = cfg.get("hf_hub_id") if origin.get("pretrained", True) else None
     data = ModelCardData(
         license=licence,
         library_name="depgraph-prune",
@@ -84,7 +84,7 @@ def model_card(model: nn.Module, repo: str, licence: str, record: dict[str, Any]
         params=sum(parameter.numel() for parameter in model.parameters()),
         macs=depgraph.count_macs(model, example),
         plans=plans,
-        command=without_folders(command),
+        command=without_folders(record.get("command", "")),
     )
 
 

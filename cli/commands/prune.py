@@ -184,6 +184,7 @@ def prune(
     said = {
         "model": model_name,
         "arguments": {"img_size": img_size, "num_classes": num_classes, "model_args": model_args},
+        "pretrained": pretrained,
         "metric": metric,
         **share,
         **predicted(graph, plan, share, latency),

@@ -74,7 +74,7 @@ def test_a_repository_in_a_directory_is_complete(
     assert card.data.license == "apache-2.0"
     assert card.data.base_model is None  # its weights started at random
     text = card.text
-    assert "depgraph-prune prune" in text and "| parameters |" in text
+    assert "## How it was made" in text and "| parameters |" in text
     assert 'depgraph.load("hf-hub:me/half")' in text
     assert str(tmp_path) not in text  # folders are private
     again = invoke("push-to-hub", small, "me/half", "--local-dir", out)
