@@ -75,7 +75,7 @@ def watched(watcher: Watcher, modules: dict[str, nn.Module]) -> Iterator[None]:
         if _depth == 1:
             _plain.update((name, getattr(nn.Module, name)) for name in _WATCHING)
             _patch(_WATCHING)
-            Tensor.__getitem__ = _index  # type: ignore[method-assign]
+            Tensor.__getitem__ = _index  # type: ignore[assignment, method-assign]
     try:
         yield
     finally:
@@ -85,7 +85,7 @@ def watched(watcher: Watcher, modules: dict[str, nn.Module]) -> Iterator[None]:
             _depth -= 1
             if _depth == 0:
                 _patch(_plain)
-                del Tensor.__getitem__  # type: ignore[misc]
+                del Tensor.__getitem__
 
 
 def _patch(functions: dict[str, Any]) -> None:
