@@ -25,6 +25,7 @@ from torch.profiler import ProfilerActivity, profile
 import depgraph
 import pruners
 from depgraph.work import Job, batch_atoms, work_of
+from domains._memory import quiet_profiler
 
 KINDS = {
     "linear": ("addmm", "linear", "mm"),
@@ -53,7 +54,7 @@ def times_by_kind(model: nn.Module, images: torch.Tensor, rounds: int) -> dict[s
     """Milliseconds of one forward that each kind of op takes itself."""
     cuda = images.is_cuda
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
-    with torch.inference_mode():
+    with quiet_profiler(), torch.inference_mode():
         model(images)
         with profile(activities=activities) as profiler:
             for _ in range(rounds):

@@ -84,7 +84,13 @@ def _exported(model: nn.Module, images: Tensor, folder: str) -> Path:
     batch = torch.export.Dim("batch", min=1, max=4096)
     two = images[:2].cpu()
     torch.onnx.export(
-        model.cpu(), (two,), path, dynamo=True, verbose=False, dynamic_shapes=({0: batch},)
+        model.cpu(),
+        (two,),
+        path,
+        dynamo=True,
+        verbose=False,
+        dynamic_shapes=({0: batch},),
+        external_data=False,  # one file, which onnxruntime's quantiser can copy
     )
     return path
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -105,7 +106,10 @@ def _openvino(model: nn.Module, images: Tensor) -> Forward:
         raise NotHere("OpenVINO chooses its own precision for a float32 model")
     import openvino
 
-    made = openvino.convert_model(model, example_input=images)
+    with warnings.catch_warnings():
+        # OpenVINO reads models through torch.jit, which newer versions of torch advise against
+        warnings.simplefilter("ignore")
+        made = openvino.convert_model(model, example_input=images)
     config = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
     compiled = openvino.compile_model(made, "CPU", config)
     return lambda x: compiled(x.numpy())

@@ -31,7 +31,7 @@ def forward_peak_bytes(run: Callable[[Tensor], object], images: Tensor) -> int:
         torch.cuda.synchronize(images.device)
         return torch.cuda.max_memory_allocated(images.device) - before
     # The CPU allocator keeps no high-water mark, but the profiler hears each of its calls.
-    with _quiet_profiler(), tempfile.TemporaryDirectory() as folder:
+    with quiet_profiler(), tempfile.TemporaryDirectory() as folder:
         with torch.profiler.profile(
             activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
         ) as profile:
@@ -46,7 +46,8 @@ def forward_peak_bytes(run: Callable[[Tensor], object], images: Tensor) -> int:
 
 
 @contextmanager
-def _quiet_profiler() -> Iterator[None]:
+def quiet_profiler() -> Iterator[None]:
+    """Let torch's profiler run without its notes."""
     # Its C++ side writes notes to standard error, among them an ERROR where there is no GPU.
     before = os.environ.get("KINETO_LOG_LEVEL")
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
