@@ -28,7 +28,7 @@ def born_small(name: str, macs: int) -> nn.Module:
     candidates = []
     for heads in range(1, 13):
         for quarters in range(10, 26, 1):
-            arguments = {
+            arguments: dict[str, Any] = {
                 "embed_dim": HEAD_DIM * heads,
                 "num_heads": heads,
                 "mlp_ratio": quarters / 4,
@@ -38,10 +38,10 @@ def born_small(name: str, macs: int) -> nn.Module:
             cost = 12 * (197 * (4 * width**2 + 2 * width * hidden) + 2 * 197**2 * width)
             cost += 196 * 768 * width + 1000 * width
             candidates.append((abs(cost / macs - 1) + 0.002 * abs(quarters / 4 - 4), arguments))
-    _, arguments = min(candidates, key=lambda item: item[0])
-    model = timm.create_model(name, **arguments).eval()
+    _, chosen = min(candidates, key=lambda item: item[0])
+    model = timm.create_model(name, **chosen).eval()
     click.echo(
-        f"born: {arguments}, {depgraph.count_macs(model, example) / macs:.3f} of the MACs", err=True
+        f"born: {chosen}, {depgraph.count_macs(model, example) / macs:.3f} of the MACs", err=True
     )
     return model
 

@@ -166,7 +166,7 @@ def main(
     }
     for key, made in (("dense", model), ("pruned", small)):
         needed = demands(made, images)
-        rows = {}
+        rows: dict[str, dict[str, Any]] = {}
         for kind, spent in times_by_kind(made, images, rounds).items():
             operations, moved = needed.get(kind, (0.0, 0.0))
             bound = max(operations / flops, moved / bandwidth) * 1e3
@@ -184,8 +184,8 @@ def main(
             table.add_column(column)
         for kind, row in result[key].items():
             reached = f"{row['roof_ms'] / row['ms']:.0%}" if row["ms"] and row["roof_ms"] else ""
-            share, bound = f"{row['ms'] / total:.1%}", f"{row['roof_ms']:.2f}"
-            table.add_row(kind, f"{row['ms']:.2f}", share, bound, reached, row["bound_by"])
+            part, roof_ms = f"{row['ms'] / total:.1%}", f"{row['roof_ms']:.2f}"
+            table.add_row(kind, f"{row['ms']:.2f}", part, roof_ms, reached, row["bound_by"])
         console.print(table)
 
 

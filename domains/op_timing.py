@@ -183,7 +183,7 @@ def _conv(bench: _Bench, fixed: Fixed, sizes: Sequence[int]) -> Callable[[], obj
     batch, groups, inner, out, *extents = sizes
     x = bench.new(batch, groups * inner, *extents)
     bias = bench.new(groups * out)
-    conv = (F.conv1d, F.conv2d, F.conv3d)[len(extents) - 1]
+    conv: Callable[..., Tensor] = getattr(F, f"conv{len(extents)}d")
     shape = (groups * out, inner, *fixed["kernel"])
     how = [fixed[name] for name in ("stride", "padding", "dilation")]
     return lambda: conv(x, bench.weight(*shape), bias, *how, groups)

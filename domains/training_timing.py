@@ -10,6 +10,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -125,11 +126,12 @@ def compare_training(
 def _trainee(name: str, model: nn.Module, device: torch.device, checkpointing: bool) -> nn.Module:
     model = copy.deepcopy(model).to(device).float().train()
     if checkpointing:
-        if not hasattr(model, "set_grad_checkpointing"):
+        enable: Any = getattr(model, "set_grad_checkpointing", None)
+        if enable is None:
             raise DepgraphError(
                 f"model '{name}' has no set_grad_checkpointing, as timm's have; leave it out"
             )
-        model.set_grad_checkpointing(True)
+        enable(True)
     return model
 
 
@@ -139,7 +141,9 @@ def _step(model: nn.Module, images: Tensor, settings: TimingSettings) -> Callabl
         raise DepgraphError("every parameter of a model is frozen; set requires_grad on some")
     optimizer = torch.optim.AdamW(learning, lr=1e-6)
     scaler = torch.amp.GradScaler(images.device.type, enabled=settings.amp == "fp16")
-    run = torch.compile(model, dynamic=False) if settings.compile else model
+    run: Callable[[Tensor], Any] = (
+        torch.compile(model, dynamic=False) if settings.compile else model
+    )
     kind = images.device.type
 
     def step(batch: Tensor) -> object:
@@ -147,7 +151,8 @@ def _step(model: nn.Module, images: Tensor, settings: TimingSettings) -> Callabl
         with amp:
             outputs = all_logits(run(batch))
             losses = [F.cross_entropy(logits, _labels(logits)) for logits in outputs]
-        scaler.scale(torch.stack(losses).sum()).backward()
+        loss: Tensor = scaler.scale(torch.stack(losses).sum())
+        loss.backward()
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
