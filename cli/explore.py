@@ -113,8 +113,8 @@ def _picture(couplings: Counter[tuple[str, str, str, str]]) -> dict[str, Any]:
             for name, (x, y) in places.items()
         ],
         "edges": [
-            {"first": first, "second": second, "ops": ", ".join(sorted(ops))}
-            for first, second, ops in joined.edges(data="ops")
+            {"first": first, "second": second, "ops": ", ".join(sorted(data["ops"]))}
+            for first, second, data in joined.edges(data=True)
         ],
     }
 

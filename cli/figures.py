@@ -119,7 +119,9 @@ def training_curves(result: dict[str, Any]) -> str | None:
             epochs = [row["epoch"] for row in rows]
             shares = [100 * row["val_accuracy"] for row in rows]
             # Trainings of a schedule, between the two, are told apart by their lines' names.
-            look = {"color": COLOURS[name]} if name in COLOURS else {"linestyle": "--"}
+            look: dict[str, Any] = (
+                {"color": COLOURS[name]} if name in COLOURS else {"linestyle": "--"}
+            )
             axes.plot(epochs, shares, marker="o", label=NAMES.get(name, name), **look)
         axes.set_xlabel("epoch")
         axes.set_ylabel("validation accuracy, %")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ MOVES = frozenset(
 """Ops whose results hold entries of their first operand, and nothing else."""
 
 
-_LIKE_ANOTHER = {
+_LIKE_ANOTHER: dict[str, Callable[..., Tensor]] = {
     "aten.reshape_as": Tensor.reshape,
     "aten.view_as": Tensor.reshape,
     "aten.expand_as": Tensor.expand,
@@ -98,7 +98,8 @@ def _moved(user: fx.Node, node: fx.Node, labels: Any) -> Any:
     if user.op != "call_function" or not user.args or user.args[0] is not node:
         return None
     if user.target is operator.getitem:
-        return labels[user.args[1]] if isinstance(labels, (tuple, list)) else None
+        index: Any = user.args[1]
+        return labels[index] if isinstance(labels, (tuple, list)) else None
     if not isinstance(labels, Tensor):
         return None
     if op_name(user) in _LIKE_ANOTHER:

@@ -70,7 +70,7 @@ class WatchNorms(TorchFunctionMode):
             given = {**given, **kwargs}
             mean, variance = given.get("running_mean"), given.get("running_var")
             x = args[0] if args else kwargs["input"]
-            if id(mean) in self.names and variance is not None:
+            if mean is not None and id(mean) in self.names and variance is not None:
                 self.before(self.names[id(mean)], _observe(x), mean, variance)
         return func(*args, **kwargs)
 
