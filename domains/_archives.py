@@ -42,7 +42,7 @@ class Source(Protocol):
     """Where images come from: what it holds is known, and checked, before any is read."""
 
     name: str
-    members: Sequence[Member]
+    members: list[Member]
     skipped: int
 
     def read(self, unwanted: Container[str]) -> Iterator[tuple[Member, bytes]]:
@@ -206,4 +206,5 @@ def _member(inner: str, parts: tuple[str, ...], size: int, name: str) -> Member:
             f"{name} has an image of {size / 2**20:.0f} MiB ({inner!r}), more than "
             f"{MAX_FILE_BYTES // 2**20} MiB; that is no image of a data set"
         )
-    return Member(*parts[-3:], size)
+    domain, class_name, file = parts[-3:]
+    return Member(domain, class_name, file, size)
