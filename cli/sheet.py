@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from depgraph import DepgraphError
 from domains import DataReport, evenly
@@ -63,7 +63,7 @@ def _paste(
         draw.line((x, y, x + side, y + side), "#cf222e")
         draw.line((x, y + side, x + side, y), "#cf222e")
         return
-    image.thumbnail((side, side))
+    image = ImageOps.contain(image, (side, side))
     sheet.paste(
         image, (corner[0] + (side - image.width) // 2, corner[1] + (side - image.height) // 2)
     )

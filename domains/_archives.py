@@ -42,11 +42,8 @@ class Source(Protocol):
     """Where images come from: what it holds is known, and checked, before any is read."""
 
     name: str
+    members: list[Member]
     skipped: int
-
-    @property
-    def members(self) -> Sequence[Member]:
-        """Its images, in the order in which they are read."""
 
     def read(self, unwanted: Container[str]) -> Iterator[tuple[Member, bytes]]:
         """Yield the content of each member, in order; those with a path in `unwanted` left out."""
@@ -209,5 +206,5 @@ def _member(inner: str, parts: tuple[str, ...], size: int, name: str) -> Member:
             f"{name} has an image of {size / 2**20:.0f} MiB ({inner!r}), more than "
             f"{MAX_FILE_BYTES // 2**20} MiB; that is no image of a data set"
         )
-    domain, label, file = parts[-3:]
-    return Member(domain, label, file, size)
+    domain, class_name, file = parts[-3:]
+    return Member(domain, class_name, file, size)
