@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import networkx as nx
 import pytest
@@ -12,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 import depgraph
+from domains import op_timing
 from tests.cli.conftest import TINY, Invoke
 
 QUICK = ["--epochs=1", "--dense-epochs=1", "--batch-size=6", "--bench-seconds=0.1"]
@@ -55,8 +58,12 @@ def test_a_target_of_macs_is_met(invoke: Invoke, tmp_path: Path) -> None:
 
 
 def test_a_target_of_latency_is_met_by_the_table_of_the_device(
-    invoke: Invoke, tmp_path: Path
+    invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def by_size(jobs: Any, *args: Any, **kwargs: Any) -> dict[Any, float]:
+        return {job: 1e-3 + 1e-5 * math.prod(job[2]) for job in jobs}
+
+    monkeypatch.setattr(op_timing, "time_ops", by_size)  # a clock that is the same everywhere
     table = tmp_path / "table.json"
     args = ["--target-latency=0.6", "--metric=l1", "--out", tmp_path / "small", "--json"]
     result = invoke("prune", *TINY, *args, "--latency-table", table, "--device=cpu")
