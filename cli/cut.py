@@ -142,9 +142,8 @@ def _histograms(
             continue
         low = float(positive.min())
         powers = [torch.cat(side).clamp_min(low).log10() for side in (kept, removed)]
-        edges = torch.linspace(
-            *(float(f(torch.cat(powers))) for f in (torch.min, torch.max)), BINS + 1
-        )
+        both = torch.cat(powers)
+        edges = torch.linspace(float(both.min()), float(both.max()), BINS + 1)
         inner = edges[1:-1].double()
         counts = [torch.bucketize(side, inner).bincount(minlength=BINS).tolist() for side in powers]
         out[kind] = {"log10": [round(float(e), 4) for e in edges], "kept": counts[0]}
