@@ -145,8 +145,8 @@ def _histograms(
             continue
         low = float(positive.min())
         powers = [torch.cat(side).clamp_min(low).log10() for side in (kept, removed)]
-        together = torch.cat(powers)
-        edges = torch.linspace(float(together.min()), float(together.max()), BINS + 1)
+        both = torch.cat(powers)
+        edges = torch.linspace(float(both.min()), float(both.max()), BINS + 1)
         inner = edges[1:-1].double()
         counts = [torch.bucketize(side, inner).bincount(minlength=BINS).tolist() for side in powers]
         out[kind] = {"log10": [round(float(e), 4) for e in edges], "kept": counts[0]}

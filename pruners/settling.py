@@ -60,7 +60,7 @@ def put_back(
                 choices.append((float(scores[name][back].mean()), name))
         for _, name in sorted(choices, reverse=True):
             larger = {**sizes, name: sizes[name] + gone[name][-1]}
-            if cost(larger) <= share * (1 + TOLERANCE):
+            if cost(larger) <= share:
                 sizes = larger
                 gone[name].pop()
                 break

@@ -130,7 +130,7 @@ def test_a_study_is_written_for_people_papers_and_programs(invoke: Invoke, tmp_p
     page = (tmp_path / "out" / "report.html").read_text()
     assert not re.search(r"(src|href)=.?(http|//)", page) and "the disk was full" in page
     for says in (
-        "against MACs",
+        "against MMACs",
         "against latency",
         "unseen one",
         "Distribution of scores",

@@ -79,7 +79,7 @@ def test_pruning_five_times_leaves_at_least_one_unit_everywhere() -> None:
         ({"metric": object()}, "is no metric"),
         ({"metric": "hessian"}, "needs data"),
         ({"ratio": 1.5}, "between 0 and 1"),
-        ({"target": {"latency": 0.5}}, "'macs'"),
+        ({"target": {"time": 0.5}}, "macs"),
     ],
 )
 def test_wrong_arguments_are_refused_and_the_model_kept(arguments: dict, message: str) -> None:
