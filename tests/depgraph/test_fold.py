@@ -25,9 +25,10 @@ def check(model: nn.Module, x: Tensor) -> tuple[set[str], dict[str, int]]:
 
 
 def randomised(model: nn.Module) -> nn.Module:
+    """The model with no norm, bias or layer scale at its initial value."""
     generator = torch.Generator().manual_seed(0)
     for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.is_floating_point():
+        if tensor.is_floating_point() and tensor.dim() == 1:
             tensor.data += 0.2 * torch.rand(tensor.shape, generator=generator)
     return model
 
