@@ -34,7 +34,8 @@ from pruners.allocation import allocate
 from pruners.basis import align_head_dims
 from pruners.compensation import compensate
 from pruners.domain_aware import DomainAware, combine_scores, foretelling
-from pruners.pruning import CALIBRATION_SAMPLES, take_samples, with_defaults
+from pruners.pruning import with_defaults
+from pruners.scoring import CALIBRATION_SAMPLES, take_samples
 
 TOGETHER = "together"
 """One score over the images of all domains: what `prune` does when nothing is said."""

@@ -30,8 +30,8 @@ from torch import Tensor, nn
 import depgraph
 import pruners
 from benchmarks.shards import prune_in_shards
-from cli.options import Bytes
 from cli.output import table, write_text
+from cli.params import Bytes
 
 matplotlib.use("Agg")
 

@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
-import torch
-from accelerate.utils import convert_file_size_to_int
 
 import domains
+from cli.params import (
+    Multiple,
+    Share,
+    key_values,
+    known_algorithm,
+    known_metric,
+    present_device,
+    words,
+)
+from cli.said import BEST_METRIC
 from cli.schedules import SCHEDULES, STEP_EPOCHS, STEPS
 from cli.tracking import TRACKERS, available_tracker
-from pruners import COMBINATIONS, METRICS, make_metric
+from pruners import COMBINATIONS, METRICS
 from pruners._choices import AUTO, NORMALISATIONS
 from pruners.allocation import PER, SCOPES
 
 Command = Callable[..., Any]
-
-BEST_METRIC = "obs"
-"""What `run` and `prune` score with when nothing is said: the best the project knows."""
-
-
-def metric_and_kinds(metric: str | None, kinds: tuple[str, ...]) -> tuple[str, Any]:
-    """What to score with and what to prune: the best the project knows where nothing is said."""
-    if metric is None:
-        return BEST_METRIC, kinds or AUTO
-    return metric, kinds or None
 
 
 def _combined(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
@@ -38,84 +35,6 @@ def _combined(*options: Callable[[Command], Command]) -> Callable[[Command], Com
         return command
 
     return decorate
-
-
-def _model_args(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict:
-    parsed = {}
-    for text in values:
-        key, found, value = text.partition("=")
-        if not found or not key.isidentifier():
-            raise click.BadParameter(f"'{text}' is not of the form key=value", ctx, param)
-        try:
-            parsed[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            parsed[key] = value
-    return parsed
-
-
-def _words(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(word for value in values for word in value.split(",") if word)
-
-
-def _algorithm(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    if value is not None:
-        domains.check_algorithm(value)
-    return value
-
-
-def _metric(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    make_metric(value or BEST_METRIC)  # refuses an unknown one before any work
-    return value
-
-
-def _device(ctx: click.Context, param: click.Parameter, value: str | None) -> str:
-    """The device's name, once it is known to be there; CUDA where nothing is said and it is."""
-    if value is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        wanted = torch.device(value)
-    except RuntimeError:
-        wanted = torch.device("meta")
-    if wanted.type not in ("cpu", "cuda"):
-        raise click.BadParameter(f"'{value}' is not cpu, cuda or cuda:N", ctx, param)
-    if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
-        raise click.BadParameter(f"'{value}' is not on this machine; use cpu", ctx, param)
-    return value
-
-
-class Bytes(click.ParamType):
-    """A number of bytes, as in ``2GiB``, ``1.5GB`` or ``800MiB``."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """The number of bytes, or a usage error."""
-        try:
-            count = int(convert_file_size_to_int(value))
-        except ValueError:
-            count = 0
-        if count < 1:
-            self.fail(f"'{value}' is no size; write it like 2GiB or 800MiB", param, ctx)
-        return count
-
-
-class Multiple(click.ParamType):
-    """A whole number of at least 1, or ``auto``."""
-
-    name = "integer|auto"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The number, or the word."""
-        return value if value == AUTO else click.IntRange(1).convert(value, param, ctx)
-
-
-class Share(click.FloatRange):
-    """A number strictly between 0 and 1."""
-
-    name = "share"
-
-    def __init__(self) -> None:
-        super().__init__(0, 1, min_open=True, max_open=True)
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -149,7 +68,7 @@ resume_option = click.option("--resume", is_flag=True, help="Continue what an ea
 
 metric_option = click.option(
     "--metric",
-    callback=_metric,
+    callback=known_metric,
     help=f"One of {', '.join(METRICS)}; by default {BEST_METRIC}, on kinds {AUTO}.",
 )
 
@@ -170,7 +89,7 @@ def device_option(default: str | None = None) -> Callable[[Command], Command]:
         "--device",
         default=default,
         show_default=default is not None,
-        callback=_device,
+        callback=present_device,
         help=f"cpu, cuda, cuda:1, ...{said}.",
     )
 
@@ -206,7 +125,7 @@ _model_details = (
         "--model-arg",
         "model_args",
         multiple=True,
-        callback=_model_args,
+        callback=key_values,
         metavar="KEY=VALUE",
         help="Argument of the model's constructor; may be given again.",
     ),
@@ -247,14 +166,14 @@ pruning_options = _combined(
     click.option(
         "--kinds",
         multiple=True,
-        callback=_words,
+        callback=words,
         help="Kinds of groups to prune, by comma: heads,head_dim,hidden,embed; all by default. "
         "auto: heads and embed only where the target cannot be reached without.",
     ),
     click.option(
         "--ignore",
         multiple=True,
-        callback=_words,
+        callback=words,
         help="Patterns of modules, parameters or groups to leave whole, by comma.",
     ),
     click.option(
@@ -318,7 +237,7 @@ training_options = _combined(
     click.option("--lr", type=click.FloatRange(0, min_open=True), help="Peak learning rate."),
     click.option(
         "--algorithm",
-        callback=_algorithm,
+        callback=known_algorithm,
         help=f"How to learn from several domains: {', '.join(domains.ALGORITHMS)}  [by recipe, "
         "else erm].",
     ),
@@ -326,7 +245,7 @@ training_options = _combined(
         "--algorithm-arg",
         "algorithm_args",
         multiple=True,
-        callback=_model_args,
+        callback=key_values,
         metavar="KEY=VALUE",
         help="Argument of --algorithm, such as penalty=0.5; may be given again.",
     ),
@@ -352,50 +271,3 @@ schedule_options = _combined(
         help=f"Epochs of each training before the last cut  [{STEP_EPOCHS}].",
     ),
 )
-
-
-def algorithm_said(name: str | None, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Settings of a training, from the options that may say them."""
-    if name is None and arguments:
-        raise click.UsageError("--algorithm-arg needs --algorithm")
-    return {} if name is None else {"algorithm": name, "algorithm_args": arguments}
-
-
-BUDGETS = ("ratio", "target_macs", "target_params", "target_latency")
-"""Options of which one says how much goes."""
-
-
-def clock(
-    table: Path | None, batch_size: int, device: str, progress: bool, dtype: str = "float32"
-) -> dict[str, Any]:
-    """Arguments of `pruners.measured_latency`, from the options that say them."""
-    return {
-        "file": table,
-        "batch_size": batch_size,
-        "device": device,
-        "dtype": dtype,
-        "progress": progress,
-    }
-
-
-def budget(
-    ratio: float | None,
-    target_macs: float | None,
-    target_params: float | None,
-    target_latency: float | None,
-) -> dict[str, Any]:
-    """Arguments ``ratio`` or ``target`` of `pruners.prune`, from the options that may say them."""
-    given = {
-        "ratio": ratio,
-        "macs": target_macs,
-        "params": target_params,
-        "latency": target_latency,
-    }
-    said = {name: share for name, share in given.items() if share is not None}
-    if len(said) > 1:
-        raise click.UsageError(
-            "give one of --ratio, --target-macs, --target-params and --target-latency"
-        )
-    if "ratio" in said or not said:
-        return {"ratio": said.get("ratio", 0.5)}
-    return {"target": said}

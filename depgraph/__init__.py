@@ -1,7 +1,8 @@
 """Dependency graphs of torch models: which parameter dimensions must shrink together."""
 
 from depgraph.errors import DepgraphError
-from depgraph.graph import DependencyGraph, count_macs, trace
+from depgraph.front import count_macs, trace
+from depgraph.graph import DependencyGraph
 from depgraph.groups import Group, Member
 from depgraph.plan import Plan
 from depgraph.propagate import rule

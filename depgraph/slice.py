@@ -15,7 +15,8 @@ from depgraph._edits import Edits
 from depgraph._inputs import example_from_spec
 from depgraph._slicer import Slicer
 from depgraph.errors import DepgraphError
-from depgraph.graph import DependencyGraph, trace
+from depgraph.front import trace
+from depgraph.graph import DependencyGraph
 from depgraph.plan import Plan
 from depgraph.trace import named_tensors, shape, structural_copy
 from depgraph.verify import Mismatch, verify

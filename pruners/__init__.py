@@ -15,7 +15,8 @@ from pruners.magnitude import L1, L2, Lamp, Random
 from pruners.metrics import METRICS, Metric, make_metric, register
 from pruners.norm_scale import NormScale
 from pruners.obs import OBS
-from pruners.pruning import PlannedCut, plan_cut, prune, samples_wanted, score
+from pruners.pruning import PlannedCut, plan_cut, prune
+from pruners.scoring import samples_wanted, score
 from pruners.sharded import prune_checkpoint
 from pruners.table import LatencyTable
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from depgraph import DependencyGraph, DepgraphError
 from pruners._choices import check_choice
 from pruners.metrics import Batch, Metric, make_metric
-from pruners.pruning import samples_wanted, take_samples
+from pruners.scoring import samples_wanted, take_samples
 
 Scores = Mapping[str, Tensor]
 """One per unit, by group name."""

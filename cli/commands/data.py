@@ -10,8 +10,9 @@ import click
 from rich.console import Console
 
 import domains
-from cli.options import Bytes, json_option
+from cli.options import json_option
 from cli.output import check_replaceable, emit, table, write_bytes
+from cli.params import Bytes
 from cli.sheet import contact_sheet
 
 

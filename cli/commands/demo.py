@@ -13,9 +13,11 @@ import torch
 import domains
 from cli.commands.run import show
 from cli.html import report_page
-from cli.options import Share, json_option, metric_and_kinds, metric_option, seed_option
+from cli.options import json_option, metric_option, seed_option
 from cli.output import note, write_text
+from cli.params import Share
 from cli.pipeline import run_pipeline
+from cli.said import metric_and_kinds
 from cli.settings import RunSettings
 from domains import timing
 

@@ -11,7 +11,6 @@ import click
 import depgraph
 import domains
 from cli.options import (
-    algorithm_said,
     compute_options,
     data_option,
     json_option,
@@ -24,6 +23,7 @@ from cli.options import (
     training_options,
 )
 from cli.output import emit, environment, percent, table, write_json
+from cli.said import algorithm_said
 from cli.saved import compensated_share, load_saved, saved_in
 from cli.settings import recovery_settings
 from cli.tracking import tracked

@@ -14,13 +14,14 @@ import pruners
 from cli.explore import explore
 from cli.html import inspect_page
 from cli.models import check_classes, example_inputs, load_model
-from cli.options import Share, json_option, model_options, seed_option
+from cli.options import json_option, model_options, seed_option
 from cli.output import check_replaceable, emit, table, write_text
+from cli.params import Share
 from depgraph import DependencyGraph, DepgraphError
 from pruners import METRICS
 from pruners.allocation import allocate
 from pruners.metrics import Metric
-from pruners.pruning import score
+from pruners.scoring import score
 
 
 @click.command()

@@ -16,12 +16,8 @@ from cli.across import check_across
 from cli.latency import predicted
 from cli.models import check_classes, example_inputs, load_model
 from cli.options import (
-    Bytes,
-    budget,
-    clock,
     compute_options,
     json_option,
-    metric_and_kinds,
     optional_model_options,
     out_option,
     pruning_options,
@@ -29,8 +25,10 @@ from cli.options import (
     seed_option,
     split_option,
 )
+from cli.params import Bytes
 from cli.precision import with_precision
 from cli.pruned import report
+from cli.said import budget, clock, metric_and_kinds
 from cli.sharded import prune_sharded
 from depgraph import DepgraphError
 

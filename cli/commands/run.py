@@ -15,15 +15,10 @@ from cli.across import check_across
 from cli.html import report_page
 from cli.models import check_classes
 from cli.options import (
-    BUDGETS,
-    algorithm_said,
     batch_size_option,
-    budget,
-    clock,
     compute_options,
     data_option,
     json_option,
-    metric_and_kinds,
     model_options,
     out_option,
     pruning_options,
@@ -40,6 +35,7 @@ from cli.options import (
 from cli.output import emit, percent, table, write_text
 from cli.pipeline import run_pipeline
 from cli.precision import half
+from cli.said import BUDGETS, algorithm_said, budget, clock, metric_and_kinds
 from cli.saved import load_saved
 from cli.schedules import STEP_EPOCHS, STEPS, Schedule
 from cli.settings import RunSettings, adapted

@@ -16,7 +16,7 @@ from rich.progress import Progress
 import domains
 from cli.options import json_option
 from cli.output import command_line, emit, note, table
-from cli.pipeline import dense_identity
+from cli.run_stages import dense_identity
 from cli.sweeps.grid import Grid, read_grid
 from cli.sweeps.work import (
     ERROR,

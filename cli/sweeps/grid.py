@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cli.options import BUDGETS
+from cli.said import BUDGETS
 from cli.settings import CONTROLS
 from cli.sweeps.options import is_list, run_options
 from depgraph import DepgraphError

@@ -1,0 +1,115 @@
+"""The front door: from a model and example inputs to its dependency graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from depgraph.errors import DepgraphError
+from depgraph.graph import DependencyGraph
+from depgraph.separate import separated_classes, with_classes
+from depgraph.trace import Trace, trace_forward
+
+
+def trace(model: nn.Module, example_inputs: Any, separate: bool = False) -> DependencyGraph:
+    """Find which parameter dimensions of a model must shrink together.
+
+    Parameters
+    ----------
+    model : nn.Module
+        On any device, ``meta`` included, in eval or train mode; it is not changed and no weight
+        is read.
+    example_inputs : Tensor, tuple of Tensors, or mapping of str to Tensor
+        What the model is called with; a mapping holds keyword arguments. Only shapes and dtypes
+        matter. A leading dimension of 1 is traced as 2 where the model allows it, so that the batch
+        can be told from other dimensions.
+    separate : bool
+        Let parts of a layer that a view tells apart (q, k and v of one linear layer) lose different
+        units wherever nothing else couples them: the head dims of q and k are one group then, those
+        of v another. A sliced model splits there. Parameters keep their names and places, so that a
+        plan is one for the original model.
+
+    Returns
+    -------
+    DependencyGraph
+
+    Raises
+    ------
+    DepgraphError
+        When the forward cannot be traced.
+
+    Notes
+    -----
+    With ``separate``, parts that a view puts at every third place instead of end to end, views that
+    another module takes apart, and those in modules whose forward cannot be generated stay as they
+    are. Tracing takes about three times as long. On the CPU torch's fast attention wants v as wide
+    as q and k: at other widths the attention, not the layers around it, takes about twice as long.
+
+    Examples
+    --------
+    >>> import torch
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 2))
+    >>> [(group.name, group.size, group.frozen) for group in trace(model, torch.randn(1, 4)).groups]
+    ... # doctest: +NORMALIZE_WHITESPACE
+    [('hidden', 6, None), ('0.fixed', 4, "dimension 1 of the model's input"),
+     ('2.fixed', 2, "dimension of the model's outputs")]
+    """
+    if not isinstance(model, nn.Module):
+        raise DepgraphError(f"the model must be an nn.Module, not {type(model).__name__}")
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}
+    if isinstance(example_inputs, Mapping):
+        kwargs = dict(example_inputs)
+    elif isinstance(example_inputs, (tuple, list)):
+        args = tuple(example_inputs)
+    else:
+        args = (example_inputs,)
+    if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves((args, kwargs))):
+        raise DepgraphError("the example inputs hold no Tensor; pass what the model is called with")
+    graph = DependencyGraph(trace_with_visible_batch(model, args, kwargs))
+    classes = separated_classes(graph.propagation, model) if separate else {}
+    if not classes:
+        return graph
+    copy = with_classes(model, classes)
+    return DependencyGraph(trace_with_visible_batch(copy, args, kwargs), classes)
+
+
+def trace_with_visible_batch(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Trace:
+    """Trace at batch 2 where the inputs have batch 1 and the model takes more."""
+    tensors = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+    if all(tensor.dim() > 0 and tensor.shape[0] == 1 for tensor in tensors):
+        doubled = pytree.tree_map(_twice, (args, kwargs))
+        try:
+            return trace_forward(model, *doubled)
+        except DepgraphError:
+            pass  # a model for batch 1 only: its own trace below tells what is wrong, if anything
+    return trace_forward(model, args, kwargs)
+
+
+def _twice(value: Any) -> Any:
+    return value.expand(2, *value.shape[1:]) if isinstance(value, Tensor) else value
+
+
+def count_macs(model: nn.Module, example_inputs: Any) -> int:
+    """Multiply-accumulates of a model for batch 1: linear, matmul, convolution and attention.
+
+    Parameters
+    ----------
+    model : nn.Module
+    example_inputs : Tensor, tuple of Tensors, or mapping of str to Tensor
+
+    Returns
+    -------
+    int
+
+    Raises
+    ------
+    DepgraphError
+        When the forward cannot be traced.
+    """
+    return trace(model, example_inputs).macs

@@ -1,0 +1,152 @@
+"""What metrics look at, taken from batches, and the scores that they give."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from depgraph import DependencyGraph, DepgraphError
+from pruners.metrics import Batch, Metric, make_metric
+
+DEFAULT_SAMPLES = 64
+"""Samples that a metric with data looks at, unless told otherwise or it asks for more."""
+
+CALIBRATION_SAMPLES = 256
+"""Samples that the compensation is fitted to, where there are as many."""
+
+
+def shared_samples(
+    model: nn.Module,
+    scorer: Metric,
+    batches: Iterable[Batch],
+    num_samples: int | None,
+    num_calibration: int | None,
+) -> tuple[list[Batch], list[Batch]]:
+    """What the metric and what the compensation look at, from batches that are read once."""
+    device = _device(model)
+    scoring = (num_samples or samples_wanted(scorer)) if scorer.needs_data else 0
+    calibrating = CALIBRATION_SAMPLES if num_calibration is None else num_calibration
+    if calibrating < 1:
+        raise DepgraphError(f"num_calibration is {num_calibration}; it must be at least 1")
+    taken = take_samples(batches, max(scoring, calibrating), device, exact=False)
+    count = sum(len(targets) for _, targets in taken)
+    if num_calibration is not None and count < num_calibration:
+        raise DepgraphError(
+            f"the batches hold {count} samples, fewer than num_calibration={num_calibration}"
+        )
+    return taken, take_samples(taken, calibrating, device, exact=False)
+
+
+def samples_wanted(scorer: Metric) -> int:
+    """Samples that a metric looks at when nothing is said."""
+    return int(getattr(scorer, "num_samples", DEFAULT_SAMPLES))
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+def score(
+    model: nn.Module,
+    graph: DependencyGraph,
+    metric: str | Metric,
+    batches: Iterable[Batch] | None = None,
+    *,
+    num_samples: int | None = None,
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """Scores of every unit of every prunable group.
+
+    Parameters
+    ----------
+    model : nn.Module
+    graph : DependencyGraph
+        Of this model.
+    metric : str or Metric
+    batches : iterable of (inputs, targets), optional
+    num_samples : int, optional
+        Samples to use; by default `DEFAULT_SAMPLES`, or what the metric asks for.
+    seed : int
+        For the random metric.
+
+    Returns
+    -------
+    dict of str to Tensor (group.size,)
+
+    Raises
+    ------
+    DepgraphError
+        When the metric needs data and there is none, or less than asked for.
+    """
+    scorer = make_metric(metric, seed=seed)
+    return scorer.score(model, graph, scored_on(model, scorer, batches, num_samples))
+
+
+def scored_on(
+    model: nn.Module, scorer: Metric, batches: Iterable[Batch] | None, num_samples: int | None
+) -> list[Batch]:
+    """The samples that a metric looks at; none for one that needs no data."""
+    if not scorer.needs_data:
+        return []
+    if batches is None:
+        raise DepgraphError(
+            f"metric '{scorer.name}' needs data; pass batches=[(inputs, targets), ...]"
+        )
+    wanted = samples_wanted(scorer) if num_samples is None else num_samples
+    return take_samples(batches, wanted, _device(model), exact=num_samples is not None)
+
+
+def take_samples(
+    batches: Iterable[Batch], wanted: int, device: torch.device, exact: bool
+) -> list[Batch]:
+    """The first batches that together hold a number of samples, on a device.
+
+    Parameters
+    ----------
+    batches : iterable of (inputs, targets)
+    wanted : int
+        Samples to take.
+    device : torch.device
+    exact : bool
+        Whether there have to be as many; otherwise fewer will do.
+
+    Returns
+    -------
+    list of (inputs, targets)
+
+    Raises
+    ------
+    DepgraphError
+        When a batch has another form, or there are too few samples.
+    """
+    if wanted < 1:
+        raise DepgraphError(f"num_samples is {wanted}; it must be at least 1")
+    taken: list[Batch] = []
+    count = 0
+    for batch in batches:
+        inputs, targets = _checked(batch)
+        size = min(len(targets), wanted - count)
+        args = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+        moved = tuple(x[:size].to(device) for x in args)
+        taken.append((moved if len(moved) > 1 else moved[0], targets[:size].to(device)))
+        count += size
+        if count == wanted:
+            return taken
+    if count == 0:
+        raise DepgraphError("the batches hold no sample; pass at least one (inputs, targets)")
+    if exact:
+        raise DepgraphError(f"the batches hold {count} samples, fewer than num_samples={wanted}")
+    return taken
+
+
+def _checked(batch: Any) -> Batch:
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2 or not isinstance(batch[1], Tensor):
+        raise DepgraphError("each batch must be a pair (inputs, targets) with targets a Tensor")
+    inputs, targets = batch
+    first = inputs[0] if isinstance(inputs, (tuple, list)) else inputs
+    if not isinstance(first, Tensor) or first.dim() == 0 or len(first) != len(targets):
+        raise DepgraphError("each batch must hold as many inputs as targets, as Tensors")
+    return inputs, targets
