@@ -44,6 +44,21 @@ def to_meta(value: Any) -> Any:
     return META if isinstance(value, torch.device) else value
 
 
+_MODES = torch._C.DispatchKeySet(torch._C.DispatchKey.PreDispatch) | torch._C.DispatchKeySet(
+    torch._C.DispatchKey.Python
+)
+
+
+def copied_unseen(tensor: Tensor) -> Tensor:
+    """Another tensor that looks like one, made past whatever watches torch's calls and ops."""
+    with (
+        torch._C.DisableTorchFunction(),
+        torch._C._ExcludeDispatchKeyGuard(_MODES),
+        torch._C._DisablePythonDispatcher(),
+    ):
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=META)
+
+
 def copied(result: Any) -> Any:
     """Other tensors that look like those of a result."""
     if isinstance(result, Tensor):

@@ -24,7 +24,7 @@ from depgraph._blocks import (
     writes,
 )
 from depgraph._calls import ModuleCall
-from depgraph._meta import copied
+from depgraph._meta import copied_unseen
 from depgraph._source import source_line
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class Repeats:
             if not isinstance(value, Made):
                 return value
             if id(value.tensor) not in made:
-                tensor = made[id(value.tensor)] = copied(value.tensor)
+                tensor = made[id(value.tensor)] = copied_unseen(value.tensor)
                 self._recorder.put(new[value.node], tensor)
             return made[id(value.tensor)]
 

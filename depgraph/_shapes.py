@@ -178,6 +178,12 @@ def _mean(x: Tensor, dims: Any, keep: bool = False) -> Sequence[int] | None:
     return [size for dim, size in enumerate(x.shape) if dim not in gone]
 
 
+def _resized(x: Tensor, size: Any, *_: Any) -> Sequence[int] | None:
+    """Spatial dimensions of a given size, by resampling or adaptive pooling."""
+    fits = isinstance(size, (list, tuple)) and len(size) == x.dim() - 2 > 0
+    return (*x.shape[:2], *size) if fits and x.is_contiguous() and min(size) > 0 else None
+
+
 def _attention(q: Tensor, k: Tensor, v: Tensor, *options: Any) -> Sequence[int] | None:
     lead = q.shape[:-2]
     fits = q.dim() > 2 and k.shape[:-2] == lead and v.shape[:-2] == lead and q.is_contiguous()
@@ -201,6 +207,10 @@ _KNOWN: dict[Any, Callable[..., Sequence[int] | Tensor | None]] = {
     aten.softmax.int: _softmax,
     aten.cat.default: _cat,
     aten.mean.dim: _mean,
+    aten.upsample_bicubic2d.vec: _resized,
+    aten.upsample_bilinear2d.vec: _resized,
+    aten.upsample_nearest2d.vec: _resized,
+    aten.adaptive_avg_pool2d.default: _resized,
     **{packet.default: _like for packet in (*_POINTWISE, *_MORE)},
     aten.scaled_dot_product_attention.default: _attention,
 }

@@ -16,6 +16,11 @@ from depgraph.axes import Atom, Axis, Concat, Factor, axis_atoms, axis_size, fac
 class Algebra:
     """The atoms of one trace and what has been found equal.
 
+    Attributes
+    ----------
+    bindings : int
+        Grows whenever an atom is bound: what was resolved at the same number still holds.
+
     Examples
     --------
     >>> algebra = Algebra()
@@ -26,6 +31,7 @@ class Algebra:
     """
 
     def __init__(self) -> None:
+        self.bindings = 0
         self._selectors: dict[int, Atom] = {}
 
     def new(self, size: int, frozen: str | None = None) -> Axis:
@@ -71,6 +77,11 @@ class Algebra:
         if size not in self._selectors:
             self._selectors[size] = Atom(size, f"tells {size} equal parts apart")
         return self._selectors[size]
+
+    def _bind(self, atom: Atom, axis: Axis) -> Axis:
+        atom.bound = axis
+        self.bindings += 1
+        return axis
 
     def freeze(self, axis: Axis, reason: str) -> None:
         """No unit of the axis may be removed; the first reason given is the one that stays."""
@@ -120,11 +131,11 @@ class Algebra:
             frozen = (bool(f.frozen), bool(g.frozen))
             older = f.age < g.age if frozen[0] == frozen[1] else frozen[0]
             root, child = (f, g) if older else (g, f)
-            child.bound = (root,)
+            self._bind(child, (root,))
         elif f.frozen or f in axis_atoms((g,)):
             self._freeze_both((f,), (g,), why)
         else:
-            f.bound = (g,)
+            self._bind(f, (g,))
 
     def _equate_concats(self, f: Concat, g: Concat, why: str) -> None:
         cuts = sorted({*boundaries(f.parts), *boundaries(g.parts)})
@@ -152,8 +163,7 @@ class Algebra:
         if isinstance(factor, Atom):
             if factor.frozen:
                 return None
-            factor.bound = (*self.new(major), *self.new(size // major))
-            return factor.bound
+            return self._bind(factor, (*self.new(major), *self.new(size // major)))
         return self._split_concat(factor, major)
 
     def _split_concat(self, concat: Concat, major: int) -> Axis | None:
@@ -217,7 +227,7 @@ class Algebra:
                 return None
             edges = [0, *inner, size]
             pieces = [self.new(b - a) for a, b in pairwise(edges)]
-            factor.bound = (Concat(tuple(pieces)),)
+            self._bind(factor, (Concat(tuple(pieces)),))
             return pieces
         return self._cut_parts(factor.parts, inner)
 

@@ -101,6 +101,9 @@ def kept_indices(axis: Axis, kept: Mapping[Atom, Tensor]) -> Tensor:
     LongTensor
         Indices into the dimension, in its own order.
     """
+    if len(axis) == 1 and isinstance(axis[0], Atom):  # most dimensions are one atom
+        units = kept[axis[0]] if axis[0] in kept else torch.arange(axis[0].size)
+        return units if units.dim() == 1 else units[0]
     return _kept_rows(axis, kept, torch.zeros(1, dtype=torch.long)).flatten()
 
 

@@ -100,6 +100,8 @@ class Propagation:
         self.couplings: list[Coupling] = []
         self._dims: dict[fx.Node, Axes] = {}
         self._results: dict[fx.Node, list[Axes]] = {}
+        self._resolved: dict[fx.Node, Axes] = {}  # as of so many bindings:
+        self._resolved_at = 0
         self._seed(seeds or {})
 
     def _seed(self, seeds: Mapping[fx.Node, Axes]) -> None:
@@ -129,7 +131,15 @@ class Propagation:
         """Resolved axes of a value's dimensions; none for a number or for several results."""
         if not isinstance(node, fx.Node):
             return []
-        return [self.algebra.resolve(axis) for axis in self._dims.get(node, [])]
+        if self._resolved_at != self.algebra.bindings:
+            self._resolved.clear()
+            self._resolved_at = self.algebra.bindings
+        axes = self._resolved.get(node)
+        if axes is None:
+            axes = [self.algebra.resolve(axis) for axis in self._dims.get(node, [])]
+            if node in self._dims:
+                self._resolved[node] = axes
+        return axes.copy()
 
     def results(self, node: fx.Node) -> list[Axes]:
         """Resolved axes of each result of an op that returns several."""
