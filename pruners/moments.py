@@ -142,7 +142,8 @@ def _one_batch(
         if readable(call):
             if not output.requires_grad:
                 output.requires_grad_()
-            output.register_hook(lambda gradient: tap(call, output.detach(), gradient))
+            seen = output.detach()  # a hook that holds its own tensor would never be freed
+            output.register_hook(lambda gradient: tap(call, seen, gradient))
         return output
 
     with evaluating(model), torch.enable_grad():

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from typing import Any
 
 import pytest
@@ -168,3 +169,17 @@ def test_one_stream_of_batches_is_read_once() -> None:
     stream = iter(batches(32))
     small, _ = pruners.prune(model, images(), "taylor", 0.5, batches=stream, num_calibration=32)
     assert copy.deepcopy(small)(images()).shape == (2, 10)
+
+
+def test_nothing_of_the_images_activations_outlives_a_cut() -> None:
+    def alive() -> int:
+        gc.collect()
+        return sum(
+            isinstance(thing, Tensor) and thing.dim() == 3 and not thing.is_meta
+            for thing in gc.get_objects()
+        )
+
+    model = tiny()
+    before = alive()
+    pruners.prune(model, images(), "l2", 0.5, batches=batches(16))
+    assert alive() == before
