@@ -43,30 +43,44 @@ def put_back(
     Returns
     -------
     dict of str to LongTensor
-        The same where its cost is within `TOLERANCE` of the target, or above it.
+        The same where its cost is within `TOLERANCE` of the target, or above it; at most that much
+        above it otherwise.
     """
     sizes = {name: len(units) for name, units in kept.items()}
     if cost(sizes) >= share * (1 - TOLERANCE):
         return kept
     orders = {g.name: torch.argsort(scores[g.name], stable=True) for g in groups}
     gone = {g.name: _gone(blocks[g.name].tolist(), g.size - sizes[g.name]) for g in groups}
-    while cost(sizes) < share * (1 - TOLERANCE):
-        choices = []
-        for group in groups:
-            name = group.name
-            if gone[name]:
-                last = group.size - sizes[name]  # units gone, the most important ones last
-                back = orders[name][last - gone[name][-1] : last]
-                choices.append((float(scores[name][back].mean()), name))
-        for _, name in sorted(choices, reverse=True):
-            larger = {**sizes, name: sizes[name] + gone[name][-1]}
-            if cost(larger) <= share:
-                sizes = larger
-                gone[name].pop()
+    for limit in (share, share * (1 + TOLERANCE)):  # beyond it only where it is not met else
+        while cost(sizes) < share * (1 - TOLERANCE):
+            fitting = _next_back(groups, scores, orders, gone, sizes, cost, limit)
+            if fitting is None:
                 break
-        else:
-            break  # each of them would be too much
+            sizes = {**sizes, fitting: sizes[fitting] + gone[fitting].pop()}
     return {name: order[len(order) - sizes[name] :].sort().values for name, order in orders.items()}
+
+
+def _next_back(
+    groups: Sequence[Group],
+    scores: Mapping[str, Tensor],
+    orders: Mapping[str, Tensor],
+    gone: Mapping[str, list[int]],
+    sizes: Mapping[str, int],
+    cost: Callable[[Mapping[str, int]], float],
+    limit: float,
+) -> str | None:
+    """The group with the most important block that can be put back within a limit, if any."""
+    choices = []
+    for group in groups:
+        name = group.name
+        if gone[name]:
+            last = group.size - sizes[name]  # units gone, the most important ones last
+            back = orders[name][last - gone[name][-1] : last]
+            choices.append((float(scores[name][back].mean()), name))
+    for _, name in sorted(choices, reverse=True):
+        if cost({**sizes, name: sizes[name] + gone[name][-1]}) <= limit:
+            return name
+    return None
 
 
 def _gone(blocks: Sequence[int], units: int) -> list[int]:
