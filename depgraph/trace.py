@@ -160,6 +160,7 @@ _FORWARD_ERRORS = (
     LookupError,
     AttributeError,
     AssertionError,
+    ArithmeticError,  # a temperature of a width that is zero, say
 )
 
 

@@ -132,3 +132,12 @@ def test_dead_code_does_not_shift_the_ranges_of_calls() -> None:
     traced = trace_forward(Wasteful(), (torch.randn(3, 4),), {})
     call = next(call for call in traced.calls if call.name == "second")
     assert [shape(node) for node in traced.nodes[call.start : call.end]] == [(3, 2)]
+
+
+def test_a_forward_that_divides_by_zero_is_an_error_of_the_model() -> None:
+    class ByZero(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * (x.shape[1] - 4) ** -0.5
+
+    with pytest.raises(depgraph.DepgraphError, match="ByZero"):
+        depgraph.trace(ByZero(), torch.randn(2, 4))
