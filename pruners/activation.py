@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -82,12 +83,12 @@ def input_statistics(
     return found
 
 
-class _Activation:
+class _Activation(ABC):
     """What both share: which members of a group count, and what they read."""
 
+    @abstractmethod
     def elements(self, weight: Tensor, inputs: _Inputs) -> Tensor:
         """A score for every number of a weight; the inputs broadcast against it."""
-        raise NotImplementedError
 
     def score(
         self, model: nn.Module, graph: DependencyGraph, batches: Sequence[Batch]
