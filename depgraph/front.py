@@ -8,12 +8,14 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from depgraph._collection import collection_paused
 from depgraph.errors import DepgraphError
 from depgraph.graph import DependencyGraph
 from depgraph.separate import separated_classes, with_classes
 from depgraph.trace import Trace, trace_forward
 
 
+@collection_paused()
 def trace(model: nn.Module, example_inputs: Any, separate: bool = False) -> DependencyGraph:
     """Find which parameter dimensions of a model must shrink together.
 
