@@ -20,17 +20,8 @@ from torch import nn
 import depgraph
 from domains import timing
 from pruners.calibration import measured_latency
+from pruners.context import random_sizes
 from pruners.latency import LatencyModel
-
-
-def random_plan(graph: depgraph.DependencyGraph, draw: random.Random) -> dict[str, list[int]]:
-    """Another share of each kind of group, and of each group around it."""
-    kinds = {kind: draw.uniform(0.25, 1.0) for kind in sorted({g.kind for g in graph.prunable})}
-    kept = {}
-    for group in graph.prunable:
-        share = min(1.0, kinds[group.kind] * draw.uniform(0.8, 1.2))
-        kept[group.name] = list(range(max(1, round(share * group.size))))
-    return kept
 
 
 def measure(
@@ -42,11 +33,11 @@ def measure(
     size = tuple(timm.data.resolve_data_config({}, model=model)["input_size"])
     settings = timing.TimingSettings(batch, device, seconds=seconds, min_rounds=5, warmup_rounds=1)
     for _ in range(plans):
-        kept = random_plan(latency.graph, draw)
-        plan = latency.graph.plan(kept)
+        sizes = random_sizes(latency.graph, draw)
+        plan = latency.graph.plan({name: range(n) for name, n in sizes.items()})
         small = plan.apply(model)
         timed = timing.compare({"dense": model, "pruned": small}, size, settings)["pruned"]
-        predicted = latency.share({name: len(units) for name, units in kept.items()})
+        predicted = latency.share(sizes)
         measured = 1 / timed.speedup
         rows.append(
             {
@@ -84,7 +75,12 @@ def main(
     graph = depgraph.trace(model, torch.zeros(1, *size))
     start = time.perf_counter()
     latency = measured_latency(
-        graph, device=device, batch_size=batch_size, file=latency_table, progress=True
+        graph,
+        model=model,
+        device=device,
+        batch_size=batch_size,
+        file=latency_table,
+        progress=True,
     )
     took = time.perf_counter() - start
     rows = measure(model, latency, plans, seconds, batch_size, device)

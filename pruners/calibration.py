@@ -7,22 +7,33 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import nn
 
 from depgraph import DependencyGraph, DepgraphError
 from pruners._choices import AUTO
+from pruners.context import fit_factors, random_sizes
 from pruners.latency import LatencyModel, missing_grids, probes, with_times
-from pruners.table import Device, LatencyTable
+from pruners.table import FORMAT, Device, LatencyTable
+
+WHOLE_MODELS = 8
+"""Random plans that are cut and timed, to tell what ops take within a model."""
+
+ROUNDS, SECONDS = 7, 0.3
+"""Of timing each of them in turns with the dense model, at least."""
 
 
 def measured_latency(
     graph: DependencyGraph,
     *,
+    model: nn.Module | None = None,
     device: str = "cpu",
     threads: int | None = None,
     dtype: str = "float32",
@@ -35,6 +46,9 @@ def measured_latency(
     Parameters
     ----------
     graph : DependencyGraph
+    model : nn.Module, optional
+        That the graph is of. A few random plans of it are cut and timed as a whole then, unless the
+        file has that already: single ops tell less than what they take within a model.
     device : str
         ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
     threads : int, optional
@@ -81,7 +95,43 @@ def measured_latency(
         )
         table = table.with_grids(with_times(grid, times) for grid in missing)
         _write(path, table)
-    return LatencyModel(graph, table, batch_size)
+    latency = LatencyModel(graph, table, batch_size)
+    if model is None or latency.is_fitted or not graph.prunable:
+        return latency
+    factors = _factors(latency, model, progress)
+    _write(path, table.with_factors(latency.identity, factors))
+    return LatencyModel(graph, table.with_factors(latency.identity, factors), batch_size)
+
+
+def _factors(latency: LatencyModel, model: nn.Module, progress: bool) -> dict[str, float]:
+    """What ops take within a model against alone, from a few of its plans."""
+    from domains._progress import progress_bar
+    from domains.timing import TimingSettings
+    from domains.turns import time_in_turns
+
+    graph, device = latency.graph, latency.table.device
+    settings = TimingSettings(
+        latency.batch_size,
+        device.device,
+        device.threads,
+        seconds=SECONDS,
+        min_rounds=ROUNDS,
+        warmup_rounds=1,
+        dtype=device.dtype,
+    )
+    draw = random.Random(WHOLE_MODELS)
+    predicted, shares, dense = [latency.by_kind({})], [1.0], []
+    with progress_bar(progress) as bar:
+        for _ in bar.track(range(WHOLE_MODELS), description="timing whole models"):
+            sizes = random_sizes(graph, draw)
+            small = graph.plan({name: range(n) for name, n in sizes.items()}).apply(model)
+            example, batch = graph.traced.example, graph.traced.batch
+            times = time_in_turns([model, small], example, settings, batch)
+            dense.append(np.median(times[:, 0]))
+            shares.append(float(np.median(times[:, 1] / times[:, 0])))
+            predicted.append(latency.by_kind(sizes))
+    # shares within one round each, times the dense model's time: the load of the machine drifts
+    return fit_factors(predicted, [share * float(np.median(dense)) * 1e3 for share in shares])
 
 
 def with_latency(
@@ -116,7 +166,7 @@ def with_latency(
 
 def _cache_file(device: Device) -> Path:
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "depgraph-prune"
-    identity = repr(sorted(asdict(device).items())).encode()
+    identity = repr((FORMAT, sorted(asdict(device).items()))).encode()
     return folder / f"latency-{hashlib.sha256(identity).hexdigest()[:16]}.json"
 
 

@@ -5,6 +5,7 @@ Only sizes go in; nothing is run. What is not in it: that ops of a GPU overlap w
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from itertools import product
@@ -35,11 +36,24 @@ class LatencyModel:
     def __init__(self, graph: DependencyGraph, table: LatencyTable, batch_size: int = 1) -> None:
         self.graph = graph
         self.table = table
+        self.batch_size = batch_size
         self._atoms = {group.name: group._atom for group in graph.prunable}
         self._batch = dict.fromkeys(batch_atoms(graph.propagation), batch_size)
         self._work = work_of(graph.propagation)
         self._frontiers: dict[object, tuple[int, ...]] = {}
+        self._factors = table.factors.get(self.identity, {})
         self.dense_ms = self.ms({})
+
+    @cached_property
+    def identity(self) -> str:
+        """Equal for models that run the same ops at the same sizes and batch size."""
+        jobs = sorted(repr(work.job(self._batch)) for work in self._work)
+        return hashlib.sha256("\n".join(jobs).encode()).hexdigest()[:16]
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether whole models like this one were timed (`pruners.context`), not only its ops."""
+        return bool(self._factors)
 
     def ms(self, sizes: Mapping[str, int]) -> float:
         """Milliseconds of one forward when groups have these sizes.
@@ -66,7 +80,11 @@ class LatencyModel:
         return {**self._batch, **{self._atoms[name]: size for name, size in sizes.items()}}
 
     def _sum(self, work: Iterable[Work], atoms: Mapping[Atom, int]) -> float:
-        return sum(self.table.ms(w.job(atoms)) for w in work if not w.is_folded(atoms))
+        return sum(
+            self._factors.get(w.kind, 1.0) * self.table.ms(w.job(atoms))
+            for w in work
+            if not w.is_folded(atoms)
+        )
 
     @cached_property
     def _touching(self) -> dict[Atom, list[Work]]:

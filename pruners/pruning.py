@@ -210,6 +210,8 @@ def plan_cut(
     graph = trace(model, example_inputs, separate)
     choices = with_defaults(scorer, ratio=ratio, **choices)
     defaults = {"batch_size": _batch_of(example_inputs), **clock_of(model)}
+    if not any(tensor.is_meta for tensor in model.parameters()):
+        defaults["model"] = model
     choose = allocator(graph, **with_latency(graph, choices, latency, **defaults))  # refuses first
     if loss is not None and hasattr(scorer, "loss"):
         scorer.loss = loss

@@ -20,7 +20,7 @@ import numpy as np
 from depgraph import DepgraphError
 from depgraph.work import Job
 
-FORMAT = 1
+FORMAT = 2
 """Version of the JSON form."""
 
 ALIGNMENTS = (1, 2, 4, 8, 16, 32, 64)
@@ -110,6 +110,14 @@ class Device:
 class LatencyTable:
     """All grids measured on one device.
 
+    Attributes
+    ----------
+    device : Device
+    grids : tuple of Grid
+    factors : dict of str to dict of str to float
+        By model (`pruners.latency.LatencyModel.identity`), how much longer each kind of op takes in
+        it than alone.
+
     Examples
     --------
     >>> grid = Grid("linear", "", ((1,), (8, 64), (8, 64)), (1.0, 2.0, 3.0, 4.0))
@@ -122,6 +130,7 @@ class LatencyTable:
 
     device: Device
     grids: tuple[Grid, ...] = ()
+    factors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     _known: dict[Job, float] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
@@ -157,12 +166,19 @@ class LatencyTable:
 
     def with_grids(self, grids: Iterable[Grid]) -> LatencyTable:
         """A table that holds these too."""
-        return LatencyTable(self.device, (*self.grids, *grids))
+        return LatencyTable(self.device, (*self.grids, *grids), self.factors)
+
+    def with_factors(self, model: str, factors: Mapping[str, float]) -> LatencyTable:
+        """A table that holds the factors of a model too."""
+        return LatencyTable(self.device, self.grids, {**self.factors, model: dict(factors)})
 
     def to_json(self) -> str:
         """The table as JSON text."""
         grids = [asdict(grid) for grid in self.grids]
-        return json.dumps({"format": FORMAT, "device": asdict(self.device), "grids": grids})
+        device = asdict(self.device)
+        return json.dumps(
+            {"format": FORMAT, "device": device, "grids": grids, "factors": dict(self.factors)}
+        )
 
     @classmethod
     def from_json(cls, text: str) -> LatencyTable:
@@ -180,11 +196,18 @@ class LatencyTable:
                     f"the latency table has format {data['format']}, not {FORMAT}; measure it anew"
                 )
             grids = tuple(_grid(item) for item in data["grids"])
-            return cls(Device(**data["device"]), grids)
+            return cls(Device(**data["device"]), grids, _factors(data["factors"]))
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             if isinstance(error, DepgraphError):
                 raise
             raise DepgraphError(f"this is no latency table: {error}; measure it anew") from error
+
+
+def _factors(data: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    return {
+        model: {kind: float(factor) for kind, factor in factors.items()}
+        for model, factors in data.items()
+    }
 
 
 def _grid(data: Mapping[str, Any]) -> Grid:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import random
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ import pruners
 from depgraph import DepgraphError
 from depgraph.work import Job
 from domains import op_timing
+from domains.timing import TimingSettings
+from domains.turns import time_in_turns
 from pruners import LatencyModel, LatencyTable
 from pruners.calibration import measured_latency
+from pruners.context import fit_factors
 from pruners.latency import missing_grids, probes, spread, with_times
 from pruners.table import Device, Grid, alignment
 from tests.depgraph.models import images, tiny
@@ -170,6 +174,49 @@ def test_a_device_is_measured_once_and_a_larger_model_adds_to_it(
     assert measured_latency(GRAPH, file=file).dense_ms == pytest.approx(first.dense_ms)
 
 
+def test_factors_of_kinds_are_found_in_the_times_of_whole_models() -> None:
+    draw, factors = random.Random(0), {"linear": 1.1, "attention": 1.6, "rows": 1.0, "copy": 4.0}
+    predicted, measured = [], []
+    for _ in range(8):
+        size = draw.uniform(0.2, 1.0)
+        attention = draw.uniform(0.2, 1.0)
+        times = {"linear": 100 * size**2, "attention": 15 * attention, "rows": 5 * size}
+        predicted.append({**times, "copy": 0.5})
+        exact = sum(factors[kind] * ms for kind, ms in predicted[-1].items())
+        measured.append(exact * draw.gauss(1, 0.01))
+    fitted = fit_factors(predicted, measured)
+    assert fitted["linear"] == pytest.approx(1.1, abs=0.03)
+    assert fitted["attention"] == pytest.approx(1.6, abs=0.2)
+    for times, ms in zip(predicted, measured, strict=True):
+        assert sum(fitted[kind] * t for kind, t in times.items()) == pytest.approx(ms, rel=0.03)
+
+
+def test_whole_models_are_timed_once_and_what_they_tell_is_kept(
+    clock: list[int], tmp_path: Path
+) -> None:
+    file, model = tmp_path / "cpu.json", tiny(embed_dim=192)
+    alone = measured_latency(GRAPH, file=file)
+    fitted = measured_latency(GRAPH, model=model, file=file)
+    again = measured_latency(GRAPH, file=file)
+    assert fitted.is_fitted and again.is_fitted and not alone.is_fitted
+    assert again.dense_ms == fitted.dense_ms != alone.dense_ms
+    assert len(clock) == 1
+    other = measured_latency(GRAPH, file=file, batch_size=2)
+    assert not other.is_fitted  # another batch size is another matter
+
+
+def test_models_of_any_inputs_are_timed_in_turns() -> None:
+    class Pair(torch.nn.Module):
+        def forward(self, tokens: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+            assert tokens.shape == (5, 3) and scale.shape == (5,)
+            return tokens * scale[:, None]
+
+    example = ((torch.ones(2, 3, dtype=torch.long),), {"scale": torch.ones(2, device="meta")})
+    settings = TimingSettings(5, seconds=0.0, min_rounds=2)
+    times = time_in_turns([Pair(), Pair()], example, settings, batch=2)
+    assert times.shape == (2, 2) and (times > 0).all()
+
+
 def test_the_default_place_is_the_users_cache(
     clock: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -189,8 +236,8 @@ def test_the_default_place_is_the_users_cache(
     ("text", "message"),
     [
         ("{", "this is no latency table"),
-        ('{"format": 1}', "this is no latency table"),
-        ('{"format": 9}', "format 9, not 1"),
+        ('{"format": 2}', "this is no latency table"),
+        ('{"format": 9}', "format 9, not 2"),
         (LatencyTable(HERE).to_json(), "was measured with name synthetic"),
     ],
 )
