@@ -91,6 +91,7 @@ class Recorder(ProxyTorchDispatchMode):
         self.repeats: Repeats | None = None
         self.written: list[tuple[Tensor, fx.Node, fx.Node]] = []
         self._device = torch.device("cpu")  # where the forward thinks it runs
+        self.mode_readers: set[str] = set()  # modules that ran when some module's mode was read
         self.running: Any = None  # the op that was called last
 
     @property
@@ -148,6 +149,10 @@ class Recorder(ProxyTorchDispatchMode):
 
     def changed(self) -> None:
         """An attribute of a module was set, which matters to nothing here."""
+
+    def mode_read(self) -> None:
+        """The module that is running asked for a mode."""
+        self.mode_readers.add(self.current)
 
     def finish(
         self, output: Any

@@ -47,6 +47,10 @@ class Repeats:
         self._changes += 1
         self._likeness.forget()
 
+    def mode_read(self) -> None:
+        """Some code asked a module for its mode."""
+        self._recorder.mode_read()
+
     def call(self, name: str, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         """Record a call of a module, or repeat that of one which is alike."""
         try:

@@ -24,6 +24,9 @@ class Watcher(Protocol):
     def changed(self) -> None:
         """An attribute of a watched module was set."""
 
+    def mode_read(self) -> None:
+        """Some code asked a watched module whether it is in training."""
+
 
 _watched: dict[int, tuple[Watcher, str]] = {}
 _lock = threading.Lock()
@@ -51,6 +54,20 @@ def _set(module: nn.Module, name: str, value: Any) -> None:
     _plain["__setattr__"](module, name, value)
 
 
+def _mode(module: nn.Module) -> bool:
+    if (found := _watched.get(id(module))) is not None:
+        found[0].mode_read()
+    try:
+        mode: bool = vars(module)["training"]
+    except KeyError:
+        raise AttributeError("training") from None
+    return mode
+
+
+def _set_mode(module: nn.Module, mode: bool) -> None:
+    vars(module)["training"] = mode
+
+
 def _index(tensor: Tensor, places: Any) -> Any:
     """Makes tensors of lists used as indices, which torch would turn into ones out of sight."""
     each = places if isinstance(places, tuple) else (places,)
@@ -66,26 +83,37 @@ def can_be_watched(module: nn.Module) -> bool:
 
 
 @contextmanager
-def watched(watcher: Watcher, modules: dict[str, nn.Module]) -> Iterator[None]:
-    """Tell the watcher of these modules' calls, by name, and of changes of their attributes."""
+def ready_to_watch() -> Iterator[None]:
+    """To begin and end watching takes longer than a small module's forward: for many of them."""
     global _depth
     with _lock:
-        _watched.update((id(module), (watcher, name)) for name, module in modules.items())
         _depth += 1
         if _depth == 1:
             _plain.update((name, getattr(nn.Module, name)) for name in _WATCHING)
             _patch(_WATCHING)
+            nn.Module.training = property(_mode, _set_mode)  # type: ignore[assignment]
             Tensor.__getitem__ = _index  # type: ignore[assignment, method-assign]
     try:
         yield
     finally:
         with _lock:
-            for module in modules.values():
-                del _watched[id(module)]
             _depth -= 1
             if _depth == 0:
                 _patch(_plain)
+                del nn.Module.training
                 del Tensor.__getitem__
+
+
+@contextmanager
+def watched(watcher: Watcher, modules: dict[str, nn.Module]) -> Iterator[None]:
+    """Tell the watcher of these modules' calls, by name, and of changes of their attributes."""
+    with ready_to_watch():
+        _watched.update((id(module), (watcher, name)) for name, module in modules.items())
+        try:
+            yield
+        finally:
+            for module in modules.values():
+                del _watched[id(module)]
 
 
 def _patch(functions: dict[str, Any]) -> None:

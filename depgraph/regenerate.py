@@ -7,9 +7,11 @@ the inputs (batch, tokens) are read from the inputs at run time; every other siz
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 
 from torch import Tensor, nn
 
+from depgraph._modes import is_same_in_both_modes
 from depgraph._program import (
     Program,
     original_class,
@@ -88,16 +90,23 @@ class Regenerator:
             When the forward does what a program cannot say.
         """
         programs: dict[str, Program | None] = {}
-        for training, mode in ((False, "eval"), (True, "train")):
+        for training, mode in self._modes:
             source = self._source(module, call, tensors, training)
             programs[mode] = (
                 None
                 if source is None
                 else to_program(self._writer(source, self._kept, module).write())
             )
-        if programs["train"] == programs["eval"]:
+        if "train" in programs and programs["train"] == programs["eval"]:
             del programs["train"]
         return programmed_class(original_class(module), programs)
+
+    @cached_property
+    def _modes(self) -> tuple[tuple[bool, str], ...]:
+        """The modes to write a program for; the traced one stands for both where they agree."""
+        if is_same_in_both_modes(self._outer.trace, self._copy()):
+            return ((self._outer.trace.modes[""], "eval"),)
+        return ((False, "eval"), (True, "train"))
 
     def _source(
         self, module: nn.Module, call: ModuleCall, tensors: Mapping[str, str], training: bool
@@ -115,16 +124,20 @@ class Regenerator:
         names = {p.trace.tensors[name]: key for key, name in tensors.items()}
         return Source(p, p.trace.calls_of[call.name][0], names, children)
 
+    def _copy(self) -> nn.Module:
+        """The model as it was traced, to change its mode."""
+        copy = structural_copy(self._model)
+        for name, cls in self._classes.items():
+            copy.get_submodule(name).__class__ = cls
+        return copy
+
     def _traced_whole(self, training: bool) -> Propagation | None:
         """The whole model in one mode; None where it does not run in that mode."""
         if all(mode == training for mode in self._outer.trace.modes.values()):
             return self._outer
-        copy = structural_copy(self._model)
-        for name, cls in self._classes.items():
-            copy.get_submodule(name).__class__ = cls
-        copy.train(training)
+        copy = self._copy()
         try:
-            traced = trace_forward(copy, *self._outer.trace.example)
+            traced = trace_forward(copy.train(training), *self._outer.trace.example)
         except TraceError:
             return None  # a generated forward says so when it is called in that mode
         return self._propagated(traced)

@@ -39,6 +39,7 @@ class Trace:
     example: tuple[Any, ...]
     modes: dict[str, bool]
     constants: dict[str, Tensor]
+    mode_readers: frozenset[str]
 
     @cached_property
     def calls_of(self) -> dict[str, list[ModuleCall]]:
@@ -116,6 +117,7 @@ def trace_forward(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
         (args, kwargs),
         modes,
         recorder.constants,
+        frozenset(recorder.mode_readers),
     )
 
 

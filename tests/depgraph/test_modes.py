@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import depgraph
+from depgraph._modes import is_same_in_both_modes
+from tests.reference import masked, relative_difference
+
+TOKENS = torch.randn(2, 5, 12, generator=torch.Generator().manual_seed(0))
+
+
+class Attention(nn.Module):
+    def __init__(self, drop: float = 0.0) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(12, 36)
+        self.proj = nn.Linear(12, 12)
+        self.drop = nn.Dropout(drop)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        q, k, v = self.qkv(x).view(*x.shape[:2], 3, 2, 6).permute(2, 0, 3, 1, 4)
+        rate = self.drop.p if self.training else 0.0
+        x = F.scaled_dot_product_attention(q, k, v, mask, dropout_p=rate)
+        return self.drop(self.proj(x.transpose(1, 2).flatten(2)))
+
+
+class Plain(nn.Module):
+    def __init__(self, drop: float = 0.0) -> None:
+        super().__init__()
+        self.attention = Attention(drop)
+
+    def mask(self, x: Tensor) -> Tensor | None:
+        return None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.attention(x, self.mask(x))
+
+
+class MasksInTraining(Plain):
+    def mask(self, x: Tensor) -> Tensor | None:
+        return torch.ones(5, 5, device=x.device).tril() if self.training else None
+
+
+class Watches(MasksInTraining):
+    """Asks another module for its mode."""
+
+    def mask(self, x: Tensor) -> Tensor | None:
+        return torch.ones(5, 5, device=x.device).tril() if self.attention.drop.training else None
+
+
+class Half(nn.Module):
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        return (x, x / 2) if self.training else x
+
+
+class Sibling(Plain):
+    """What a module gives back decides how another one is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.halves = Half()
+
+    def mask(self, x: Tensor) -> Tensor | None:
+        return torch.ones(5, 5, device=x.device).tril() if isinstance(self.halves(x), tuple) else None
+
+
+class Normed(Plain):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(12)
+
+    def mask(self, x: Tensor) -> Tensor | None:
+        return self.norm(x.transpose(1, 2)).mean().expand(5, 5)
+
+
+DIFFERENT = (MasksInTraining, Watches, Sibling, Normed)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("kind", [Plain, *DIFFERENT])
+def test_a_forward_that_depends_on_the_mode_does_so_after_pruning(
+    kind: type[Plain], training: bool
+) -> None:
+    torch.manual_seed(0)
+    model = kind().train(training)
+    graph = depgraph.trace(model, TOKENS)
+    plan = graph.plan({g.name: range(0, g.size, 2) for g in graph.prunable})
+    small = plan.apply(model)
+    assert small.attention.proj.in_features < 12
+    for mode in (False, True):
+        expected = masked(model, plan).train(mode)(TOKENS)
+        assert relative_difference(small.train(mode)(TOKENS), expected) < 1e-5
+
+
+def test_drop_out_of_an_attention_works_after_pruning() -> None:
+    model = Plain(drop=0.5)
+    graph = depgraph.trace(model.eval(), TOKENS)
+    small = graph.plan({g.name: range(0, g.size, 2) for g in graph.prunable}).apply(model)
+    torch.manual_seed(0)
+    assert torch.equal(small(TOKENS), small(TOKENS))
+    assert not torch.equal(small.train()(TOKENS), small(TOKENS))
+
+
+def test_modes_are_told_apart_only_where_they_differ() -> None:
+    def proven(model: nn.Module) -> bool:
+        return is_same_in_both_modes(depgraph.trace(model.eval(), TOKENS).traced, model)
+
+    assert proven(Plain())
+    assert not any(proven(kind()) for kind in DIFFERENT)
+    assert not any(proven(nn.Sequential(kind())) for kind in DIFFERENT)
+    assert not proven(Plain(drop=0.5))
+
+
+def test_modules_are_as_ever_after_a_trace() -> None:
+    depgraph.trace(Plain(), TOKENS)
+    assert "training" not in vars(nn.Module)
+    assert nn.Dropout().training
