@@ -16,23 +16,64 @@ import click
 from accelerate import tracking
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
+from cli.output import write_text
+from depgraph import DepgraphError
 from domains import EpochRow
+from domains.processes import is_main
 
 TRACKERS = ("tensorboard", "wandb", "mlflow")
 PROJECT = "depgraph-prune"
 
-_INSTALL = {"tensorboard": "'depgraph-prune[track]'", "wandb": "wandb", "mlflow": "mlflow"}
+_URI = "MLFLOW_TRACKING_URI"
+_WAY = {
+    "wandb": "see to it and go on with --resume, or log to files alone with WANDB_MODE=offline",
+    "mlflow": f"see to it and go on with --resume, or log to a file without {_URI}",
+}
+_EXTRA = {"tensorboard": "track", "wandb": "wandb", "mlflow": "mlflow"}
 
 
 def available_tracker(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    """The tracker's name, once it is known to be installed: before any work."""
-    if value is not None and value not in map(str, tracking.get_available_trackers()):
-        raise click.BadParameter(
-            f"'{value}' is not installed; install it with: pip install {_INSTALL[value]}",
-            ctx,
-            param,
-        )
+    """The tracker's name, once it is known to be installed and to take runs: before any work."""
+    if value is None:
+        return None
+    if value not in map(str, tracking.get_available_trackers()):
+        way = f"pip install 'depgraph-prune[{_EXTRA[value]}]'"
+        raise click.BadParameter(f"'{value}' is not installed; install it with: {way}", ctx, param)
+    if is_main():
+        with _in_one_sentence(value):
+            _reach(value)
     return value
+
+
+def _reach(tracker: str) -> None:
+    """Log in to Weights & Biases (it asks, on a terminal); ask a server of MLflow for anything."""
+    if tracker == "wandb":
+        import wandb
+
+        wandb.login()
+    elif tracker == "mlflow" and _URI in os.environ:
+        import mlflow
+
+        mlflow.search_experiments(max_results=1)
+
+
+@contextmanager
+def _in_one_sentence(tracker: str) -> Iterator[None]:
+    """Turn the errors of the tools, which derive from no error of Python's, into ours."""
+    kinds: tuple[type[Exception], ...] = ()
+    if tracker == "wandb":
+        import wandb
+
+        kinds = (wandb.Error,)
+    elif tracker == "mlflow":
+        import mlflow
+
+        kinds = (mlflow.MlflowException,)
+    try:
+        yield
+    except kinds as error:
+        text = str(error).partition("\n")[0]
+        raise DepgraphError(f"{tracker} takes no runs ({text}); {_WAY[tracker]}") from error
 
 
 @contextmanager
@@ -59,15 +100,20 @@ def tracked(
     started: list[GeneralTracker] = []
 
     def on_epoch(row: EpochRow) -> None:
-        if not started:  # after training has set up accelerate's state, and only if it trains
-            started.append(_start(tracker, out, stage, config))
-        started[0].log(scalars(row), step=row["epoch"])
+        with _in_one_sentence(tracker):
+            if not started:  # after training has set up accelerate's state, and only if it trains
+                started.append(_start(tracker, out, stage, config, resumed=row["epoch"] > 1))
+            started[0].log(scalars(row), step=row["epoch"])
 
+    uri = os.environ.get(_URI)
     try:
         yield on_epoch
     finally:
-        for one in started:
-            one.finish()
+        with _in_one_sentence(tracker):
+            for one in started:
+                one.finish()
+        if uri is None:  # the next run has a store of its own
+            os.environ.pop(_URI, None)
 
 
 def scalars(row: EpochRow) -> dict[str, float]:
@@ -90,20 +136,32 @@ def scalars(row: EpochRow) -> dict[str, float]:
     return numbers | {f"val_accuracy/{name}": x for name, x in row["val_accuracies"].items()}
 
 
-def _start(tracker: str, out: Path, stage: str, config: dict[str, Any]) -> GeneralTracker:
+def _start(
+    tracker: str, out: Path, stage: str, config: dict[str, Any], resumed: bool
+) -> GeneralTracker:
+    """The tracked run, with its settings; that of the same training where it is resumed."""
     folder = (out / "tracking").absolute()
     folder.mkdir(parents=True, exist_ok=True)
     name = f"{out.absolute().name}-{stage}"
     make = LOGGER_TYPE_TO_CLASS[tracker]
     if tracker == "tensorboard":
         made = make(stage, logging_dir=str(folder))
-    elif tracker == "wandb":
-        made = make(PROJECT, name=name, dir=os.environ.get("WANDB_DIR", str(folder)))
+        made.start()
+        made.store_init_configuration(_flat(config))
+        return made
+    known = folder / f"{stage}.{tracker}"  # the name that the tool gave the run
+    before = known.read_text() if resumed and known.exists() else None
+    if tracker == "wandb":
+        again = {} if before is None else {"id": before, "resume": "allow"}
+        made = make(PROJECT, name=name, dir=os.environ.get("WANDB_DIR", str(folder)), **again)
     else:
-        os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
-        made = make(PROJECT, logging_dir=(folder / "mlflow").as_uri(), run_name=name)
+        os.environ.setdefault(_URI, f"sqlite:///{folder / 'mlflow.db'}")
+        place = (folder / "mlflow").as_uri()
+        made = make(PROJECT, logging_dir=place, run_name=name, run_id=before)
     made.start()
-    made.store_init_configuration(_flat(config))
+    if before is None:  # MLflow takes each setting once
+        made.store_init_configuration(_flat(config))
+        write_text(known, made.tracker.id if tracker == "wandb" else made.tracker.info.run_id)
     return made
 
 

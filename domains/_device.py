@@ -43,6 +43,11 @@ def accelerator(device: str | None, amp: bool) -> Accelerator:
     run = Accelerator(
         cpu=wanted.type == "cpu", mixed_precision=precision, kwargs_handlers=[patient]
     )
+    if run.num_processes == 1 and _asked_for_more():
+        raise DepgraphError(
+            "`accelerate launch` starts one process only on the CPU, whatever --num_processes is; "
+            "use `torchrun --nproc_per_node N`"
+        )
     # On the CPU accelerate would take FSDP for DDP without a word.
     fsdp = run.num_processes > 1 and parse_flag_from_env("ACCELERATE_USE_FSDP")
     if fsdp or run.distributed_type not in _DISTRIBUTED:
@@ -52,6 +57,12 @@ def accelerator(device: str | None, amp: bool) -> Accelerator:
             "on the CPU, torchrun"
         )
     return run
+
+
+def _asked_for_more() -> bool:
+    """Whether ``accelerate launch --cpu`` got --num_processes above 1: all that shows of it."""
+    by_accelerate = parse_flag_from_env("ACCELERATE_USE_CPU") and "MASTER_ADDR" in os.environ
+    return by_accelerate and "WORLD_SIZE" not in os.environ
 
 
 _PATIENCE = timedelta(days=7)

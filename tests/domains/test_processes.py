@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from depgraph import DepgraphError
+from domains._device import accelerator
 from domains._loading import TrainOrder
 from tests.domains.conftest import MakeTree
 from tests.domains.shared_training import VARIANTS, train_all
@@ -27,6 +28,16 @@ def test_processes_share_the_very_batches_of_one_with_equal_domains() -> None:
 def test_a_batch_that_cannot_be_shared_is_refused() -> None:
     with pytest.raises(DepgraphError, match="batch_size 9 cannot be shared by 2 processes"):
         TrainOrder([range(10)], 9, seed=0, shard=(0, 2))
+
+
+def test_accelerate_that_starts_one_process_of_several_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with pytest.raises(DepgraphError, match="one process only on the CPU"):
+        accelerator("cpu", amp=False)
 
 
 @pytest.mark.slow
