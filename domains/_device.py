@@ -8,10 +8,16 @@ from datetime import timedelta
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType, InitProcessGroupKwargs, parse_flag_from_env
+from accelerate.utils import (
+    DistributedType,
+    InitProcessGroupKwargs,
+    parse_flag_from_env,
+    patch_environment,
+)
 from torch import Tensor, nn
 
 from depgraph import DepgraphError
+from domains._sharding import fsdp_plugin
 
 
 def accelerator(device: str | None, amp: bool) -> Accelerator:
@@ -20,7 +26,8 @@ def accelerator(device: str | None, amp: bool) -> Accelerator:
     Raises
     ------
     DepgraphError
-        The device is not on this machine.
+        The device is not on this machine, or the processes were launched to share in a way that is
+        not supported.
     """
     try:
         wanted = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -40,22 +47,22 @@ def accelerator(device: str | None, amp: bool) -> Accelerator:
     # one process of ours trains, evaluates and compares under several.
     AcceleratorState._reset_state(reset_partial_state=True)
     patient = InitProcessGroupKwargs(timeout=_PATIENCE)
-    run = Accelerator(
-        cpu=wanted.type == "cpu", mixed_precision=precision, kwargs_handlers=[patient]
-    )
+    # On the CPU accelerate would take FSDP for DDP without a word; `_sharding` does it on both.
+    with patch_environment(ACCELERATE_USE_FSDP="false"):
+        run = Accelerator(
+            cpu=wanted.type == "cpu", mixed_precision=precision, kwargs_handlers=[patient]
+        )
     if run.num_processes == 1 and _asked_for_more():
         raise DepgraphError(
             "`accelerate launch` starts one process only on the CPU, whatever --num_processes is; "
             "use `torchrun --nproc_per_node N`"
         )
-    # On the CPU accelerate would take FSDP for DDP without a word.
-    fsdp = run.num_processes > 1 and parse_flag_from_env("ACCELERATE_USE_FSDP")
-    if fsdp or run.distributed_type not in _DISTRIBUTED:
-        kind = "FSDP" if fsdp else run.distributed_type.value
+    if run.distributed_type not in _DISTRIBUTED:
         raise DepgraphError(
-            f"training shared as {kind} is not supported; use `accelerate launch --multi_gpu` or, "
-            "on the CPU, torchrun"
+            f"training shared as {run.distributed_type.value} is not supported; use `accelerate "
+            "launch --multi_gpu` or `--use_fsdp --fsdp_version 2` or, on the CPU, torchrun"
         )
+    fsdp_plugin(run)  # refuses what it cannot follow, before there is anything to lose
     return run
 
 

@@ -32,6 +32,7 @@ from domains._loading import (
 )
 from domains._loss import Distillation, Output, sample_losses
 from domains._random import derive_seed, seeded
+from domains._sharding import broadcast, whole_units
 from domains._state import EpochRow, Judgement, TrainState
 from domains.algorithms import Step, Task, make_algorithm
 from domains.evaluation import check_logits, score
@@ -105,9 +106,8 @@ class EpochRunner:
             ),
         ).to(device.device)
         self.distillation = self._distillation(model)
-        self.student = self.shown = None
-        if self.algorithm.needs_features or self._compares_features:
-            self.student = Features(model)
+        self.student: Features | None = None  # of the model as it trains, which `start` makes
+        self.shown = None
         if self._compares_features and teacher is not None:
             self.shown = Features(teacher)
         self.task = bar.add_task("train", total=len(self.order))
@@ -122,7 +122,6 @@ class EpochRunner:
         widths = None
         if self._compares_features:
             images = next(iter(next(iter(self.val_batches.values()))))[0][:1]
-            images = images.to(self.device.device)
             model.eval()
             widths = feature_width(model, images), feature_width(self.teacher, images)
         return Distillation(self.settings, widths).to(self.device.device)
@@ -137,7 +136,8 @@ class EpochRunner:
         with seeded(derive_seed(self.settings.seed, "epoch", epoch, *place), cuda):
             train_loss = self._train(state, epoch)
         if self.hooks is not None and self.hooks.after_epoch is not None:
-            self.hooks.after_epoch(state.model, (epoch + 1) / self.settings.epochs)
+            with state.edited() as model:
+                self.hooks.after_epoch(model, (epoch + 1) / self.settings.epochs)
         judgement = self.judge(state)
         return {
             "epoch": epoch + 1,
@@ -171,9 +171,10 @@ class EpochRunner:
         state.model.train()
         total = 0.0
         with ExitStack() as stack:
-            for features in (self.student, self.shown):
-                if features is not None:
-                    stack.enter_context(features)
+            if self.algorithm.needs_features or self._compares_features:
+                self.student = stack.enter_context(Features(state.model))
+            if self.shown is not None:
+                stack.enter_context(self.shown)
             for step, batch in enumerate(self.train_batches, epoch * len(self.order) + 1):
                 value = self._step(state, *(part.to(self.device.device) for part in batch))
                 if not math.isfinite(value):
@@ -190,14 +191,20 @@ class EpochRunner:
 
     def _after_step(self, state: TrainState, step: int) -> None:
         state.scheduler.step_update(step)
+        if self.device.num_processes > 1:
+            # What batch norm has seen: that of the main process, in all averages too.
+            floats = (b for b in state.model.buffers() if b.is_floating_point())
+            broadcast(self.device, floats)
         if self.hooks is not None and self.hooks.after_step is not None:
             steps = len(self.order) * self.settings.epochs
-            self.hooks.after_step(state.model, (step - 1) / steps, step / steps)
+            with state.edited() as model:
+                self.hooks.after_step(model, (step - 1) / steps, step / steps)
         if state.ema is not None:
             state.ema.update(state.model, step)
 
         def validation_loss() -> float:
-            loss = self._validate(state.model)["val_loss"]
+            with state.judged(averaged=False) as model:
+                loss = self._validate(model)["val_loss"]
             state.model.train()
             return loss
 
@@ -206,7 +213,8 @@ class EpochRunner:
     def _step(self, state: TrainState, images: Tensor, labels: Tensor, domains: Tensor) -> float:
         images, targets = self.algorithm.prepare(images, labels)
         with self.device.autocast():
-            output = state.trained(images)
+            with whole_units():
+                output = state.trained(images)
             for logits in all_logits(output):
                 check_logits(logits, self.classes)
             loss = self._loss(output, targets, domains)

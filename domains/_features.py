@@ -63,7 +63,8 @@ def _classifiers(model: nn.Module) -> list[nn.Module]:
 
 @torch.no_grad()
 def feature_width(model: nn.Module, images: Tensor) -> int:
-    """Width of the features of a model in eval mode."""
+    """Width of the features of a model in eval mode, wherever it is."""
+    home = next((tensor.device for tensor in model.parameters()), images.device)
     with Features(model) as features:
-        model(images)
+        model(images.to(home))
         return features.value.shape[1]

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
+import torch
 from accelerate import Accelerator
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
@@ -12,7 +13,17 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from depgraph import DepgraphError
+from domains._device import borrowed
 from domains._loss import Distillation
+from domains._sharding import (
+    broadcast,
+    check_shardable,
+    fsdp_plugin,
+    load_whole,
+    load_whole_optimizer,
+    shard,
+    whole,
+)
 from domains.algorithms import ERM
 from domains.recipe import FinetuneSettings
 
@@ -41,8 +52,10 @@ class Judgement(TypedDict):
 class TrainState:
     """All that changes while training."""
 
-    model: nn.Module
+    model: nn.Module  # what is trained: the caller's model, or a copy in shards
     trained: nn.Module  # the same, wrapped where several processes share the work
+    whole: nn.Module  # the caller's model
+    device: torch.device
     ema: ModelEmaV3 | None
     optimizer: Any  # accelerate's wrapper of a torch optimiser
     scheduler: Any  # timm's, stepped after every update
@@ -55,21 +68,55 @@ class TrainState:
     best_epoch: int = 0
     before: Judgement | None = None  # of the model as it came, where that may be kept
 
+    @property
+    def sharded(self) -> bool:
+        """Whether each process holds its part of the weights alone."""
+        return self.model is not self.whole
+
     @contextmanager
-    def judged(self) -> Iterator[nn.Module]:
-        """The weights that are validated and returned: the average where there is one."""
-        averaged = self.algorithm.averaged()
-        if self.ema is not None:
+    def judged(self, averaged: bool = True) -> Iterator[nn.Module]:
+        """A whole model with the weights that are validated: the average where there is one.
+
+        `averaged` False: the weights as they are.
+        """
+        if self.sharded:
+            with self._gathered(self._chosen() if averaged else self.model.state_dict()) as model:
+                yield model
+        elif averaged and self.ema is not None:
             yield self.ema.module
-        elif averaged is None:
+        elif not averaged or (mean := self.algorithm.averaged()) is None:
             yield self.model
         else:
             own = {name: value.clone() for name, value in self.model.state_dict().items()}
-            self.model.load_state_dict(averaged)
+            self.model.load_state_dict(mean)
             try:
                 yield self.model
             finally:
                 self.model.load_state_dict(own)
+
+    @contextmanager
+    def edited(self) -> Iterator[nn.Module]:
+        """A whole model as it is; what is done to its weights lasts."""
+        if not self.sharded:
+            yield self.model
+            return
+        with self._gathered(self.model.state_dict()) as model:
+            yield model
+            load_whole(self.model, model.state_dict())
+
+    @contextmanager
+    def _gathered(self, state: dict[str, Any]) -> Iterator[nn.Module]:
+        self.whole.load_state_dict(whole(state))
+        with borrowed(self.whole, self.device, train=True) as model:
+            yield model
+
+    def _chosen(self) -> dict[str, Any]:
+        """The weights that are validated and returned."""
+        if self.ema is not None:
+            state: dict[str, Any] = self.ema.module.state_dict()
+            return state
+        averaged = self.algorithm.averaged()
+        return self.model.state_dict() if averaged is None else averaged
 
     def add(self, row: EpochRow) -> None:
         """Take in a finished epoch, and its weights if they are the best so far."""
@@ -84,8 +131,8 @@ class TrainState:
         self._keep()
 
     def _keep(self) -> None:
-        with self.judged() as model:
-            self.best = {k: v.detach().clone() for k, v in model.state_dict().items()}
+        state = whole(self._chosen()) if self.sharded else self._chosen()
+        self.best = {k: v.detach().clone() for k, v in state.items()}
 
     @property
     def best_judgement(self) -> Judgement | EpochRow:
@@ -95,8 +142,8 @@ class TrainState:
         return self.history[self.best_epoch - 1]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain data and tensors for a checkpoint."""
-        return {
+        """Return plain data and whole tensors for a checkpoint; all processes must call it."""
+        plain = {
             "model": self.model.state_dict(),
             "ema": None if self.ema is None else self.ema.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -108,13 +155,14 @@ class TrainState:
             "best_epoch": self.best_epoch,
             "before": self.before,
         }
+        return whole(plain) if self.sharded else plain
 
     def load_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `to_dict` returned."""
-        self.model.load_state_dict(state["model"])
+        load_whole(self.model, state["model"])
         if self.ema is not None:
-            self.ema.module.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
+            load_whole(self.ema.module, state["ema"])
+        load_whole_optimizer(self.optimizer, state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.algorithm.load_state_dict(state["algorithm"])
         if self.distillation is not None:
@@ -138,6 +186,37 @@ def start(
         raise DepgraphError("layer_decay needs a timm model, which knows its layers; set it to 1")
     parts = [part for part in (algorithm, distillation) if part is not None]
     beside = [parameter for part in parts for parameter in part.parameters()]
+    sharded = fsdp_plugin(device) is not None
+    trained = model
+    if sharded:
+        check_shardable(model, settings.optimizer, device)
+        broadcast(device, (t for t in model.state_dict().values() if isinstance(t, Tensor)))
+        trained = shard(model, device)
+    optimizer, scheduler = _optimizer(trained, settings, beside, algorithm.task.steps_per_epoch)
+    ema = None
+    if settings.ema_decay and not algorithm.averages:
+        ema = ModelEmaV3(model, settings.ema_decay, use_warmup=True, foreach=not sharded)
+        if sharded:
+            ema.module = shard(ema.module, device)
+    return TrainState(
+        model=trained,
+        trained=device.prepare(model) if device.num_processes > 1 and not sharded else trained,
+        whole=model,
+        device=device.device,
+        ema=ema,
+        optimizer=device.prepare(optimizer),
+        scheduler=scheduler,
+        algorithm=algorithm,
+        distillation=distillation,
+        beside=beside,
+        keep_last=settings.keep == "last",
+    )
+
+
+def _optimizer(
+    model: nn.Module, settings: FinetuneSettings, beside: list[nn.Parameter], steps_per_epoch: int
+) -> tuple[Any, Any]:
+    """timm's optimiser for the model and what is learnt beside it, and its schedule."""
     try:
         optimizer = create_optimizer_v2(
             model,
@@ -156,7 +235,7 @@ def start(
             warmup_lr=settings.lr / 100,
             min_lr=settings.lr / 100,
             step_on_epochs=False,
-            updates_per_epoch=algorithm.task.steps_per_epoch,
+            updates_per_epoch=steps_per_epoch,
         )
     except ValueError as error:
         raise DepgraphError(
@@ -165,20 +244,7 @@ def start(
         ) from error
     if scheduler is None:
         raise DepgraphError("schedule 'none' has no warm-up; for a fixed lr use 'constant'")
-    ema = None
-    if settings.ema_decay and not algorithm.averages:
-        ema = ModelEmaV3(model, settings.ema_decay, use_warmup=True)
-    return TrainState(
-        model,
-        device.prepare(model) if device.num_processes > 1 else model,
-        ema,
-        device.prepare(optimizer),
-        scheduler,
-        algorithm,
-        distillation,
-        beside,
-        settings.keep == "last",
-    )
+    return optimizer, scheduler
 
 
 def _rank(row: Judgement | EpochRow) -> tuple[float, float]:

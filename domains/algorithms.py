@@ -110,7 +110,10 @@ class ERM(nn.Module):
         return step.losses.mean()
 
     def after_step(self, model: nn.Module, validation_loss: Callable[[], float]) -> None:
-        """Called after every update; `validation_loss` of the model as it is costs a pass."""
+        """Called after every update; `validation_loss` of the model as it is costs a pass.
+
+        Launched with FSDP, the model's tensors are `torch.distributed.tensor.DTensor`.
+        """
 
     def averaged(self) -> dict[str, Tensor] | None:
         """The model's state to validate and return, or None: as it is."""

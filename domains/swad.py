@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from depgraph import DepgraphError
+from domains._sharding import placed_like
 from domains.algorithms import ERM, Task, register
 
 
@@ -30,8 +31,8 @@ class _Mean:
         for name, value in state.items():
             mean = self.state.get(name)
             if mean is not None and value.is_floating_point():
-                # A resumed mean is on the CPU.
-                self.state[name] = mean.to(value.device).lerp_(value, count / self.count)
+                # A resumed mean is on the CPU, and whole.
+                self.state[name] = placed_like(mean, value).lerp_(value, count / self.count)
             else:
                 self.state[name] = value.detach().clone()
 

@@ -9,12 +9,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from domains._checkpoint import load_checkpoint, prepare_directory, run_identity, save_checkpoint
 from domains._device import accelerator, borrowed
 from domains._epoch import EpochRunner, Hooks
 from domains._progress import progress_bar
+from domains._sharding import fsdp_plugin
 from domains._state import EpochRow, start
 from domains.processes import is_main, wait
 from domains.recipe import FinetuneSettings
@@ -93,6 +95,12 @@ def finetune(
     its part of the same batches, and all algorithms see the whole batch; one process writes. The
     result is that of one process up to rounding, except for what is drawn while training (drop-out,
     mixup's pairs) and for batch norm, whose statistics are those of a part.
+
+    Launched with FSDP (``--use_fsdp --fsdp_version 2``), each process holds its part of the
+    weights, gradients, averages and optimiser state; a teacher, and the model while it is
+    validated, are whole on each device. Mixed precision is autocast, as in one process, over
+    weights and sums that stay float32. Checkpoints are whole: a run can go on with another number
+    of processes, in shards or not. Hooks get the whole model, which is slow after every step.
     """
     settings = settings or FinetuneSettings()
     folder = Path(directory)
@@ -103,7 +111,9 @@ def finetune(
     saved = load_checkpoint(folder, identity) if resume else None
     wait()  # none writes before all have read
     with ExitStack() as stack:
-        stack.enter_context(borrowed(model, device.device, train=True))
+        # Of shards, the model itself takes room on the device only while it is judged.
+        place = device.device if fsdp_plugin(device) is None else torch.device("cpu")
+        stack.enter_context(borrowed(model, place, train=True))
         if teacher is not None:
             stack.enter_context(borrowed(teacher, device.device, train=False))
         bar = stack.enter_context(progress_bar(progress))
@@ -117,8 +127,9 @@ def finetune(
             if state.algorithm.finished:
                 break
             state.add(runner.run(state, epoch))
+            now = state.to_dict()  # of all processes: shards are gathered
             if is_main():
-                save_checkpoint(folder, {"identity": identity, "state": state.to_dict()})
+                save_checkpoint(folder, {"identity": identity, "state": now})
                 if on_epoch is not None:
                     on_epoch(state.history[-1])
         device.unwrap_model(state.trained, keep_fp32_wrapper=False)  # undoes what sharing changed

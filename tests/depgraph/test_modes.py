@@ -63,7 +63,9 @@ class Sibling(Plain):
         self.halves = Half()
 
     def mask(self, x: Tensor) -> Tensor | None:
-        return torch.ones(5, 5, device=x.device).tril() if isinstance(self.halves(x), tuple) else None
+        return (
+            torch.ones(5, 5, device=x.device).tril() if isinstance(self.halves(x), tuple) else None
+        )
 
 
 class Normed(Plain):
