@@ -62,6 +62,7 @@ def _listed(value: Any) -> Any:
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "getitem": operator.getitem,
     "mul": operator.mul,
+    "floordiv": operator.floordiv,
     "require": require,
     "require_same": require_same,
     "rebuild": rebuild,

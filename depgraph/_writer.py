@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from operator import getitem, mul
+from operator import floordiv, getitem, mul
 from typing import Any
 
 import torch
@@ -38,6 +38,7 @@ from depgraph.trace import (
     ModuleCall,
     Trace,
 )
+from depgraph.work import batch_atoms
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,9 @@ class Writer:
         self.graph = fx.Graph()
         self.made: dict[fx.Node, fx.Node] = {}
         self.dynamic: dict[Atom, tuple[fx.Node, int]] = {}
+        # where a dimension is the batch times something else: windows, say
+        self.times_batch: dict[Atom, tuple[fx.Node, int, int]] = {}
+        self.batch = batch_atoms(self.p)
 
     def write(self) -> fx.Graph:
         self._placeholders()
@@ -125,6 +129,11 @@ class Writer:
         for dim, axis in enumerate(self.p.axes(node)):
             if len(axis) == 1 and isinstance(axis[0], Atom) and axis[0].frozen:
                 self.dynamic.setdefault(axis[0], (placeholder, dim))
+            for atom in self.batch if len(axis) > 1 else ():
+                rest = tuple(factor for factor in axis if factor is not atom)
+                fixed = axis_size(rest, self.sizes)
+                if len(rest) == len(axis) - 1 and fixed:
+                    self.times_batch.setdefault(atom, (placeholder, dim, fixed))
 
     def _where(self) -> str:
         return f"module '{self.call.name}' ({type(self.module).__name__})"
@@ -218,15 +227,26 @@ class Writer:
         fixed = 1
         result: Any = None
         for factor in axis:
-            if isinstance(factor, Atom) and factor in self.dynamic:
-                source, dim = self.dynamic[factor]
-                size = self.graph.call_method("size", (source, dim))
+            size = self._free(factor)
+            if size is not None:
                 result = size if result is None else self._times(result, size)
             else:
                 fixed *= axis_size((factor,), self.sizes)
         if result is None:
             return fixed
         return result if fixed == 1 else self._times(result, fixed)
+
+    def _free(self, factor: Any) -> fx.Node | None:
+        """A size that is the inputs' to say: that of the batch, of tokens."""
+        if not isinstance(factor, Atom):
+            return None
+        if factor in self.dynamic:
+            return self.graph.call_method("size", self.dynamic[factor])
+        if factor not in self.times_batch:
+            return None
+        source, dim, rest = self.times_batch[factor]
+        whole = self.graph.call_method("size", (source, dim))
+        return self.graph.call_function(floordiv, (whole, rest))
 
     def _times(self, left: Any, right: Any) -> fx.Node:
         return self.graph.call_function(mul, (left, right))
