@@ -2,7 +2,8 @@
 
 For the smallest model of each timm family, and for models of transformers, torchvision and torch:
 trace, groups, a random half of the units of every group, slice, forward in both modes, and the
-difference from the original with the removed units switched off. ``--peer`` adds Torch-Pruning.
+difference from the original with the removed units switched off, and from itself at a batch of one
+more. ``--peer`` adds Torch-Pruning.
 """
 
 from __future__ import annotations
@@ -69,17 +70,27 @@ def _pruned(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Any]:
     with torch.no_grad():
         got = _tensors(small(*inputs))
         expected = masked_outputs(graph, plan, model, inputs)
+        differences = [
+            *map(relative_difference, got, expected),
+            _at_another_batch(small, inputs, got),
+        ]
         small.train()(*inputs)
-    difference = max(map(relative_difference, got, expected))
     return {
         "prunable": len(graph.prunable),
         "groups": len(graph.groups),
         "params_kept": sum(p.numel() for p in small.parameters()) / graph.num_params,
         "params_as_predicted": sum(p.numel() for p in small.parameters()) == plan.num_params,
-        "difference": difference,
+        "difference": max(differences),
         "seconds": seconds,
         "frozen": Counter(g.frozen for g in graph.groups if g.frozen),
     }
+
+
+def _at_another_batch(small: nn.Module, inputs: tuple[Tensor, ...], got: list[Tensor]) -> float:
+    """How far the first samples come out from what they were, when there is one more of them."""
+    more = _tensors(small(*(torch.cat([x, x[:1]]) for x in inputs)))
+    pairs = zip(more, got, strict=True)
+    return max(relative_difference(a[: len(b)], b) for a, b in pairs)
 
 
 def _tensors(output: Any) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""Functions that remember their results, made to forget that for the time of a trace.
+"""What remembers results: functions, bypassed for the time of a trace, and modules' own dicts.
 
 A tensor that exists only within a trace must not end up in an ``functools.lru_cache``, where the
 user's model would find it later, nor may one layer of a trace live off what another computed.
@@ -13,9 +13,45 @@ from contextlib import ExitStack, contextmanager
 from types import CellType, FunctionType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 _Cached = functools._lru_cache_wrapper
+
+
+Cache = tuple[type[nn.Module], str]
+"""A dict, by its attribute in the modules of a class."""
+
+
+def filling(model: nn.Module) -> dict[tuple[nn.Module, str], int]:
+    """How many entries each dict has that a module of the model holds."""
+    return {
+        (module, name): len(value)
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if type(value) is dict and name not in _REGISTRIES
+    }
+
+
+def filled(before: dict[tuple[nn.Module, str], int]) -> frozenset[Cache]:
+    """The dicts that have got more entries since, as caches do."""
+    return frozenset(
+        (type(module), name)
+        for (module, name), count in before.items()
+        if len(vars(module).get(name, ())) > count
+    )
+
+
+def forget(model: nn.Module, caches: frozenset[Cache]) -> None:
+    """Drop the tensors in a model's caches: they may be of other sizes than it has now."""
+    for module in model.modules():
+        for cls, name in caches:
+            if isinstance(module, cls):
+                held = vars(module).get(name, {})
+                for key in [key for key, value in held.items() if isinstance(value, Tensor)]:
+                    del held[key]
+
+
+_REGISTRIES = frozenset(vars(nn.Module()))
 
 
 @contextmanager

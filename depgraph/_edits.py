@@ -7,16 +7,21 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from depgraph._caches import Cache, forget
 from depgraph._modules import named_modules
 
 
 @dataclass
 class Edits:
-    """What changes in a model: tensors by the identity of the old one, the rest by module name."""
+    """What changes in a model: tensors by the identity of the old one, the rest by module name.
+
+    Of caches the contents go.
+    """
 
     tensors: dict[int, Tensor] = field(default_factory=dict)
     attributes: dict[str, dict[str, Any]] = field(default_factory=dict)
     classes: dict[str, type[nn.Module]] = field(default_factory=dict)
+    caches: frozenset[Cache] = frozenset()
 
     def apply(self, model: nn.Module) -> None:
         """Make the changes in the model itself."""
@@ -26,6 +31,7 @@ class Edits:
                 for key, tensor in registry.items():
                     if tensor is not None:
                         registry[key] = self.tensors[id(tensor)]
+        forget(model, self.caches)
         self.apply_structure(model)
 
     def apply_structure(self, model: nn.Module) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import types
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -55,6 +56,24 @@ def _named(modules: dict[str, nn.Module], registry: str) -> dict[str, Tensor]:
     return found
 
 
+def _detach(value: Any, memo: dict[int, Any]) -> None:
+    """Copies of what a forward computed and left in its module, which torch does not copy."""
+    for item in _tensors(value):
+        if id(item) not in memo and not item.is_leaf:
+            memo[id(item)] = item.detach().clone()
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item)
+
+
 def structural_copy(model: nn.Module) -> nn.Module:
     """Copy of the module tree that shares every parameter and buffer with the original.
 
@@ -87,5 +106,6 @@ def structural_copy(model: nn.Module) -> nn.Module:
             elif kind is tuple and all(type(item) in _IMMUTABLE for item in value):
                 state[name] = value
             else:
+                _detach(value, memo)
                 state[name] = copy.deepcopy(value, memo)
     return copy.deepcopy(model, memo)

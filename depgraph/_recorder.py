@@ -20,6 +20,7 @@ from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode, PythonKey
 from torch.utils import _pytree as pytree
 
 from depgraph._blocks import mapped
+from depgraph._caches import Cache
 from depgraph._calls import ModuleCall, plain
 from depgraph._meta import (
     CPU,
@@ -92,6 +93,7 @@ class Recorder(ProxyTorchDispatchMode):
         self.written: list[tuple[Tensor, fx.Node, fx.Node]] = []
         self._device = torch.device("cpu")  # where the forward thinks it runs
         self.mode_readers: set[str] = set()  # modules that ran when some module's mode was read
+        self.caches: frozenset[Cache] = frozenset()  # dicts that the forward has put results in
         self.running: Any = None  # the op that was called last
 
     @property

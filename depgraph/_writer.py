@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from operator import floordiv, getitem, mul
+from operator import getitem
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from depgraph._program import (
     require,
     require_same,
 )
+from depgraph._sizes import Sizes
 from depgraph._trusted import qualified_name
 from depgraph.axes import Atom, Axis, axis_atoms, axis_size, kept_sizes
 from depgraph.errors import DepgraphError
@@ -38,7 +39,6 @@ from depgraph.trace import (
     ModuleCall,
     Trace,
 )
-from depgraph.work import batch_atoms
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,7 @@ class Writer:
         self.module = module
         self.graph = fx.Graph()
         self.made: dict[fx.Node, fx.Node] = {}
-        self.dynamic: dict[Atom, tuple[fx.Node, int]] = {}
-        # where a dimension is the batch times something else: windows, say
-        self.times_batch: dict[Atom, tuple[fx.Node, int, int]] = {}
-        self.batch = batch_atoms(self.p)
+        self.free_sizes = Sizes(self.graph, self.p, self.sizes)
 
     def write(self) -> fx.Graph:
         self._placeholders()
@@ -115,7 +112,7 @@ class Writer:
             if value in self.made:
                 self.graph.call_function(require_same, (self.made[value], source, name))
             self.made[value] = source
-            self._note_dynamic(value, source)
+            self.free_sizes.note(value, source)
             return
         if not any(isinstance(leaf, (fx.Node, Unread)) for leaf in pytree.tree_leaves(value)):
             if not isinstance(value, dict) or value:
@@ -124,16 +121,6 @@ class Writer:
         items = value.items() if isinstance(value, dict) else enumerate(value)
         for key, item in items:
             self._unpack(self.graph.call_function(getitem, (source, key)), item, name)
-
-    def _note_dynamic(self, node: fx.Node, placeholder: fx.Node) -> None:
-        for dim, axis in enumerate(self.p.axes(node)):
-            if len(axis) == 1 and isinstance(axis[0], Atom) and axis[0].frozen:
-                self.dynamic.setdefault(axis[0], (placeholder, dim))
-            for atom in self.batch if len(axis) > 1 else ():
-                rest = tuple(factor for factor in axis if factor is not atom)
-                fixed = axis_size(rest, self.sizes)
-                if len(rest) == len(axis) - 1 and fixed:
-                    self.times_batch.setdefault(atom, (placeholder, dim, fixed))
 
     def _where(self) -> str:
         return f"module '{self.call.name}' ({type(self.module).__name__})"
@@ -182,7 +169,7 @@ class Writer:
 
     def _with_parts(self, node: fx.Node) -> tuple[Any, Any, dict[str, Any]]:
         """Any way of parting a dimension, as parts of stated sizes."""
-        sizes = [self._size(axis) for axis in literal_axes(self.p, node)]
+        sizes = [self.free_sizes.of(axis) for axis in literal_axes(self.p, node)]
         a = arguments(node)
         split = torch.ops.aten.split_with_sizes.default
         return split, (self._node(a["self"]), sizes, a["dim"]), {}
@@ -211,7 +198,9 @@ class Writer:
         sizes = spelled_sizes(self.p, node)
         # where nothing is left, torch cannot tell what an open size would be
         empty = not all(axis_size(axis, self.sizes) for axis in self.p.axes(node))
-        new = [size if size == -1 and not empty else self._size(axis) for axis, size in sizes]
+        new = [
+            size if size == -1 and not empty else self.free_sizes.of(axis) for axis, size in sizes
+        ]
         return _with_argument(node, argument, new, args, kwargs)
 
     def _with_groups(
@@ -221,35 +210,6 @@ class Writer:
         if not self._is_cut([axis]):
             return args, kwargs
         return _with_argument(node, argument, axis_size(axis, self.sizes), args, kwargs)
-
-    def _size(self, axis: Axis) -> Any:
-        """Size of an axis: a number, or an expression of the inputs' sizes."""
-        fixed = 1
-        result: Any = None
-        for factor in axis:
-            size = self._free(factor)
-            if size is not None:
-                result = size if result is None else self._times(result, size)
-            else:
-                fixed *= axis_size((factor,), self.sizes)
-        if result is None:
-            return fixed
-        return result if fixed == 1 else self._times(result, fixed)
-
-    def _free(self, factor: Any) -> fx.Node | None:
-        """A size that is the inputs' to say: that of the batch, of tokens."""
-        if not isinstance(factor, Atom):
-            return None
-        if factor in self.dynamic:
-            return self.graph.call_method("size", self.dynamic[factor])
-        if factor not in self.times_batch:
-            return None
-        source, dim, rest = self.times_batch[factor]
-        whole = self.graph.call_method("size", (source, dim))
-        return self.graph.call_function(floordiv, (whole, rest))
-
-    def _times(self, left: Any, right: Any) -> fx.Node:
-        return self.graph.call_function(mul, (left, right))
 
     def _mapped(self, value: Any) -> Any:
         """Arguments in terms of the new graph."""

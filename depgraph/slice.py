@@ -27,7 +27,7 @@ def apply_plan(plan: Plan, model: nn.Module, inplace: bool = False) -> nn.Module
     """See `depgraph.Plan.apply`."""
     graph = _graph_for(plan, model)
     slicer = Slicer(graph, plan, model)
-    edits = Edits()
+    edits = Edits(caches=graph.traced.caches)
     edits.tensors = slicer.new_tensors(share=inplace)
     slicer.add_attributes(edits)
     slicer.add_classes(edits)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from depgraph._caches import caches_bypassed
+from depgraph._caches import Cache, caches_bypassed, filled, filling
 from depgraph._calls import ModuleCall
 from depgraph._collection import collection_paused
 from depgraph._modules import named_modules, named_tensors, structural_copy
@@ -40,6 +40,7 @@ class Trace:
     modes: dict[str, bool]
     constants: dict[str, Tensor]
     mode_readers: frozenset[str]
+    caches: frozenset[Cache]
 
     @cached_property
     def calls_of(self) -> dict[str, list[ModuleCall]]:
@@ -118,6 +119,7 @@ def trace_forward(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
         modes,
         recorder.constants,
         frozenset(recorder.mode_readers),
+        recorder.caches,
     )
 
 
@@ -134,7 +136,9 @@ def _recorded(
     meta_args, meta_kwargs = pytree.tree_map_only(Tensor, recorder.input, (args, kwargs))
     try:
         with recorder.watch(model, alike), caches_bypassed(model), torch.no_grad():
+            entries = filling(model)
             output = model(*meta_args, **meta_kwargs)
+            recorder.caches = filled(entries)
     except _FORWARD_ERRORS as error:
         where = f"in module '{recorder.current}'" if recorder.current else "in the model"
         text = _on_data(recorder.running, _source_line(error)) or (

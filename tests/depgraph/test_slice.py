@@ -284,3 +284,34 @@ def test_windows_that_are_cut_run_at_any_batch() -> None:
     together = small(images)
     for i in range(5):  # one at a time gives the same
         assert relative_difference(small(images[i : i + 1]), together[i : i + 1]) < 1e-5
+
+
+class Remembers(nn.Module):
+    """Keeps a table it has computed once, and what it last gave."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 6), nn.Linear(6, 3)
+        self.scales = nn.Parameter(torch.rand(6) + 0.5)
+        self.tables: dict[str, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        key = str(x.device)
+        if key not in self.tables:
+            self.tables[key] = self.scales * 2
+        self.last = self.first(x) * self.tables[key]
+        return self.second(self.last)
+
+
+def test_what_a_model_remembers_of_an_earlier_forward_does_not_outlive_the_cut() -> None:
+    torch.manual_seed(0)
+    model, x = Remembers(), torch.randn(5, 8)
+    model(x)  # with gradients: what it holds now is no leaf
+    held = dict(model.tables)
+    graph = depgraph.trace(model, x)
+    plan = graph.plan({"hidden": [0, 2, 5]})
+    small = plan.apply(model)
+    fresh = Remembers()
+    fresh.load_state_dict(model.state_dict())
+    assert relative_difference(small(x), masked(fresh, plan)(x)) < 1e-5
+    assert model.tables == held and model.tables["cpu"].shape == (6,)
