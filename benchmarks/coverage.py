@@ -2,7 +2,7 @@
 
 For the smallest model of each timm family, and for models of transformers, torchvision and torch:
 trace, groups, a random half of the units of every group, slice, forward in both modes, and the
-difference from the original with the removed units switched off, and from itself at a batch of one
+difference from the original with the removed units switched off, and from itself in a batch of one
 more. ``--peer`` adds Torch-Pruning.
 """
 
@@ -87,7 +87,7 @@ def _pruned(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Any]:
 
 
 def _at_another_batch(small: nn.Module, inputs: tuple[Tensor, ...], got: list[Tensor]) -> float:
-    """How far the first samples come out from what they were, when there is one more of them."""
+    """How far the first samples come out from what they were, with one more of them."""
     more = _tensors(small(*(torch.cat([x, x[:1]]) for x in inputs)))
     pairs = zip(more, got, strict=True)
     return max(relative_difference(a[: len(b)], b) for a, b in pairs)
