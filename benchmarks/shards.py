@@ -102,7 +102,7 @@ def prune_in_shards(folder: Path, name: str, shards: int, cap: int) -> dict[str,
     source = folder / "dense"
     source.mkdir()
     size = write_random_checkpoint(source, name, shards)
-    call = ("prune", "--checkpoint", str(source), "--max-memory", f"{cap}B", "--json")
+    call = ("prune", "--checkpoint", str(source), "--max-memory", f"{cap >> 10}KiB", "--json")
     whole = Watched(*call, "--out", str(folder / "whole"))
     whole.wait()
     half = folder / ".resumed.partial" / "model"
