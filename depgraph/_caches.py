@@ -28,7 +28,7 @@ def filling(model: nn.Module) -> dict[tuple[nn.Module, str], int]:
         (module, name): len(value)
         for module in model.modules()
         for name, value in vars(module).items()
-        if type(value) is dict and name not in _REGISTRIES
+        if type(value) is dict and name not in _OF_EVERY_MODULE
     }
 
 
@@ -51,7 +51,7 @@ def forget(model: nn.Module, caches: frozenset[Cache]) -> None:
                     del held[key]
 
 
-_REGISTRIES = frozenset(vars(nn.Module()))
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
 @contextmanager

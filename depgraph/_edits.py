@@ -15,13 +15,15 @@ from depgraph._modules import named_modules
 class Edits:
     """What changes in a model: tensors by the identity of the old one, the rest by module name.
 
-    Of caches the contents go.
+    Of caches the contents go; in place of a removed module, by any of its names, stands
+    ``nn.Identity``.
     """
 
     tensors: dict[int, Tensor] = field(default_factory=dict)
     attributes: dict[str, dict[str, Any]] = field(default_factory=dict)
     classes: dict[str, type[nn.Module]] = field(default_factory=dict)
     caches: frozenset[Cache] = frozenset()
+    removed: list[str] = field(default_factory=list)
 
     def apply(self, model: nn.Module) -> None:
         """Make the changes in the model itself."""
@@ -40,3 +42,7 @@ class Edits:
             vars(module).update(self.attributes.get(name, {}))
             if name in self.classes:
                 module.__class__ = self.classes[name]
+        for name in self.removed:
+            parent, _, key = name.rpartition(".")
+            mode = model.get_submodule(name).training
+            model.get_submodule(parent)._modules[key] = nn.Identity().train(mode)

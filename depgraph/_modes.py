@@ -17,10 +17,8 @@ from torch.utils import _pytree as pytree
 from depgraph._calls import UNREAD, ModuleCall
 from depgraph._modules import structural_copy
 from depgraph._watch import ready_to_watch
-from depgraph.propagate import op_name
+from depgraph.rules.pointwise import drops_nothing
 from depgraph.trace import Trace, TraceError, trace_forward
-
-_DROPOUTS = ("aten.dropout", "aten.feature_dropout", "aten.alpha_dropout")
 
 
 def is_same_in_both_modes(trace: Trace, model: nn.Module) -> bool:
@@ -44,7 +42,7 @@ def is_same_in_both_modes(trace: Trace, model: nn.Module) -> bool:
         return all(
             _is_same(model.get_submodule(name), call)
             for name in sorted(trace.mode_readers)
-            for call in trace.calls_of.get(name, ())
+            for call in trace.calls_of[name]
         )
 
 
@@ -70,8 +68,8 @@ def _steps(trace: Trace) -> Iterator[Any]:
     """Every node in terms of the places of others, and what is seen of its value."""
     place = {node: i for i, node in enumerate(trace.nodes)}
     for node in trace.nodes:
-        if op_name(node) in _DROPOUTS and not node.args[1]:
-            yield (node.target, place[node.all_input_nodes[0]])  # drops nothing in either mode
+        if drops_nothing(node):
+            yield place[node.all_input_nodes[0]]
             continue
         args, kwargs = map_arg((node.args, dict(node.kwargs)), lambda n: ("node", place[n]))
         values = pytree.tree_leaves(node.meta.get("val"))

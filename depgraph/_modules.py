@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import types
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 _IMMUTABLE = frozenset(
     {bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size}
@@ -58,20 +59,9 @@ def _named(modules: dict[str, nn.Module], registry: str) -> dict[str, Tensor]:
 
 def _detach(value: Any, memo: dict[int, Any]) -> None:
     """Copies of what a forward computed and left in its module, which torch does not copy."""
-    for item in _tensors(value):
-        if id(item) not in memo and not item.is_leaf:
+    for item in pytree.tree_leaves(value):
+        if isinstance(item, Tensor) and id(item) not in memo and not item.is_leaf:
             memo[id(item)] = item.detach().clone()
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _tensors(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _tensors(item)
 
 
 def structural_copy(model: nn.Module) -> nn.Module:
@@ -109,3 +99,11 @@ def structural_copy(model: nn.Module) -> nn.Module:
                 _detach(value, memo)
                 state[name] = copy.deepcopy(value, memo)
     return copy.deepcopy(model, memo)
+
+
+def with_classes(model: nn.Module, classes: Mapping[str, type[nn.Module]]) -> nn.Module:
+    """A copy of a model that shares its tensors, with other classes for some modules."""
+    copy = structural_copy(model)
+    for name, cls in classes.items():
+        copy.get_submodule(name).__class__ = cls
+    return copy

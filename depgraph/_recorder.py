@@ -20,7 +20,6 @@ from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode, PythonKey
 from torch.utils import _pytree as pytree
 
 from depgraph._blocks import mapped
-from depgraph._caches import Cache
 from depgraph._calls import ModuleCall, plain
 from depgraph._meta import (
     CPU,
@@ -93,7 +92,6 @@ class Recorder(ProxyTorchDispatchMode):
         self.written: list[tuple[Tensor, fx.Node, fx.Node]] = []
         self._device = torch.device("cpu")  # where the forward thinks it runs
         self.mode_readers: set[str] = set()  # modules that ran when some module's mode was read
-        self.caches: frozenset[Cache] = frozenset()  # dicts that the forward has put results in
         self.running: Any = None  # the op that was called last
 
     @property
@@ -129,6 +127,8 @@ class Recorder(ProxyTorchDispatchMode):
         modules = named_modules(model)
         by_hooks = {n: module for n, module in modules.items() if not can_be_watched(module)}
         rest = {name: module for name, module in modules.items() if name not in by_hooks}
+        if by_hooks:
+            self.mode_readers.add("")  # what these read is not seen: anything may have
         with ExitStack() as stack:
             for name, module in by_hooks.items():
                 enter, leave = self._hooks(name)

@@ -98,6 +98,12 @@ class Slicer:
         nodes = self.graph.traced.tensors
         return {local: nodes[name] for local, name in self.own_tensors(module).items()}
 
+    def removed(self) -> list[str]:
+        """Every name of each module of which nothing is needed any more."""
+        dead = {id(self.modules[name]) for name in self.graph.dead(self.sizes).modules}
+        every = self.model.named_modules(remove_duplicate=False)
+        return [name for name, module in every if id(module) in dead]
+
     def add_attributes(self, edits: Edits) -> None:
         """Integers of every module that name a pruned size."""
         for name, module in self.modules.items():

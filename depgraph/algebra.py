@@ -161,9 +161,8 @@ class Algebra:
         if major >= size or major < 2 or size % major:
             return None
         if isinstance(factor, Atom):
-            if factor.frozen:
-                return None
-            return self._bind(factor, (*self.new(major), *self.new(size // major)))
+            why = factor.frozen  # of its parts as well
+            return self._bind(factor, (*self.new(major, why), *self.new(size // major, why)))
         return self._split_concat(factor, major)
 
     def _split_concat(self, concat: Concat, major: int) -> Axis | None:
@@ -259,8 +258,8 @@ class Algebra:
     def regroup(self, axes: Sequence[Axis], sizes: Sequence[int], why: str) -> list[Axis]:
         """Axes of a view: the factors of ``axes``, in order, dealt out to dimensions of ``sizes``.
 
-        Where a dimension cuts through a factor that cannot be split, the factors of that run are
-        frozen with ``why`` and the dimensions become frozen atoms of their own.
+        Where a dimension cuts through a factor that cannot be split, that factor and those mixed
+        with it are frozen with ``why``; frozen atoms of their own stand in their place.
         """
         factors = [factor for axis in axes for factor in self.resolve(axis)]
         if 0 in sizes:
@@ -274,10 +273,21 @@ class Algebra:
         dealt = None if 0 in sizes else self._deal(list(run), sizes)
         if dealt is not None:
             return dealt
+        for at in (0, -1):  # what is whole at either end is not mixed with the rest
+            if 0 not in sizes and len(run) > 1 and sizes[at] % factor_size(run[at]) == 0:
+                return self._around(run, sizes, at, why)
         reasons = [atom.frozen for atom in axis_atoms(self.resolve(tuple(run))) if atom.frozen]
         reason = reasons[0] if reasons else f"{why} cuts through it"
         self.freeze(tuple(run), f"{why} mixes it with: {reason}" if reasons else reason)
         return [self.new(size, reason) for size in sizes]
+
+    def _around(self, run: list[Factor], sizes: list[int], at: int, why: str) -> list[Axis]:
+        """A run with its first or last factor in the first or last dimension, as one of several."""
+        rest = [*sizes]
+        rest[at] //= factor_size(run[at])
+        out = self._regroup_run(run[1:] if at == 0 else run[:-1], rest, why)
+        out[at] = (run[0], *out[0]) if at == 0 else (*out[-1], run[-1])
+        return out
 
     def _deal(self, factors: list[Factor], sizes: Sequence[int]) -> list[Axis] | None:
         out: list[Axis] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 
 from torch import fx
@@ -16,13 +16,15 @@ from depgraph.trace import shape
 Term = tuple[Axis, ...]
 
 
-def mac_terms(p: Propagation) -> list[Term]:
-    """One product of axes for each matrix product, convolution and attention of the trace.
+def mac_terms(p: Propagation, nodes: Iterable[fx.Node]) -> list[Term]:
+    """One product of axes for each matrix product, convolution and attention.
 
     Parameters
     ----------
     p : Propagation
         After its run.
+    nodes : iterable of fx.Node
+        Of its trace.
 
     Returns
     -------
@@ -31,7 +33,7 @@ def mac_terms(p: Propagation) -> list[Term]:
         batch. Biases, norms, activations and softmax are not counted, as is usual.
     """
     terms: list[Term] = []
-    for node in p.trace.nodes:
+    for node in nodes:
         if node.op == "call_function" and op_name(node) in _COUNTED:
             terms.extend(_COUNTED[op_name(node)](p, node))
     return terms
@@ -96,11 +98,10 @@ def total_macs(terms: Sequence[Term], sizes: Mapping[Atom, int], batch: int) -> 
     return sum(prod(axis_size(axis, sizes) for axis in term) for term in terms) // batch
 
 
-def total_params(p: Propagation, sizes: Mapping[Atom, int]) -> int:
-    """Number of scalars in the parameters, tied ones once."""
+def total_params(p: Propagation, names: Iterable[str], sizes: Mapping[Atom, int]) -> int:
+    """Number of scalars in these parameters, tied ones once."""
     return sum(
-        prod(axis_size(axis, sizes) for axis in p.axes(p.trace.tensors[name]))
-        for name in p.trace.parameters
+        prod(axis_size(axis, sizes) for axis in p.axes(p.trace.tensors[name])) for name in names
     )
 
 

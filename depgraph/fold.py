@@ -21,11 +21,10 @@ from torch.utils import _pytree as pytree
 
 from depgraph._moves import Sink, shape_hint, sinks
 from depgraph.propagate import arguments, op_name
+from depgraph.rules.pointwise import drops_nothing
 
 _LAYERS = {"aten.linear": -1, "aten.conv1d": 1, "aten.conv2d": 1, "aten.conv3d": 1}
 """Ops with a weight whose rows make the features of a dimension of the result."""
-
-_DROPOUTS = ("aten.dropout", "aten.feature_dropout", "aten.alpha_dropout")
 
 Affine = tuple[Tensor, Tensor]
 """Factor and shift."""
@@ -87,7 +86,7 @@ class _Folder:
         for node in list(self.graph.nodes):
             if node.op == "call_module":  # checks of the inputs, which the next export makes anew
                 self.graph.erase_node(node)
-            elif op_name(node) in _DROPOUTS and not arguments(node)["train"]:
+            elif drops_nothing(node):
                 node.replace_all_uses_with(node.args[0])
                 self.graph.erase_node(node)
 

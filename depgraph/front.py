@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from depgraph._collection import collection_paused
+from depgraph._modules import with_classes
 from depgraph.errors import DepgraphError
 from depgraph.graph import DependencyGraph
-from depgraph.separate import separated_classes, with_classes
+from depgraph.separate import separated_classes
 from depgraph.trace import Trace, trace_forward
 
 

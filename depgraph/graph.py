@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from depgraph import rules  # noqa: F401  (registers the rules)
 from depgraph._collection import collection_paused
+from depgraph._dead import Dead, find_dead
 from depgraph._inputs import input_spec
 from depgraph._networkx import build_networkx, write_graphml
 from depgraph.axes import Atom
@@ -53,8 +54,9 @@ class DependencyGraph:
         self.propagation.run()
         freeze_mixed_sums(self.propagation)
         self.groups: tuple[Group, ...] = find_groups(self.propagation)
+        self._dead: dict[frozenset[Atom], Dead] = {frozenset(): Dead()}
         self._by_name = {group.name: group for group in self.groups}
-        self._terms = mac_terms(self.propagation)
+        self._terms = mac_terms(self.propagation, traced.nodes)
         self.num_params, self.macs = self.cost({})
 
     def __repr__(self) -> str:
@@ -103,8 +105,18 @@ class DependencyGraph:
         Evaluates products of sizes; linear in the number of ops, independent of widths.
         """
         atoms = {self.group(name)._atom: size for name, size in sizes.items()}
+        dead = self.dead(atoms)
         macs = total_macs(self._terms, atoms, self.traced.batch)
-        return total_params(self.propagation, atoms), macs
+        macs -= total_macs(mac_terms(self.propagation, dead.nodes), atoms, self.traced.batch)
+        left = self.traced.parameters - dead.tensors
+        return total_params(self.propagation, left, atoms), macs
+
+    def dead(self, sizes: Mapping[Atom, int]) -> Dead:
+        """Modules that compute nothing anyone needs when atoms have these sizes."""
+        emptied = frozenset(atom for atom, size in sizes.items() if not size)
+        if emptied not in self._dead:
+            self._dead[emptied] = find_dead(self.propagation, emptied)
+        return self._dead[emptied]
 
     def needs_a_unit(self, name: str) -> str | None:
         """Why at least one unit of a group has to stay; None where all of them may go.

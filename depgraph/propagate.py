@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from depgraph.algebra import Algebra
-from depgraph.axes import Axis, axis_atoms, axis_size, same
+from depgraph.axes import Axis, axis_atoms, axis_size
 from depgraph.trace import Trace, shape
 
 Axes = list[Axis]
@@ -218,18 +218,20 @@ class Propagation:
         return self.opaque(node, shape(node), reason)
 
     def opaque(self, node: fx.Node, sizes: Sequence[int], reason: str) -> Axes:
-        """Frozen axes of a result; a leading dimension as long as the batch is taken to be it.
+        """Frozen axes of a result; a leading dimension as long as an operand's is taken to be it.
 
-        So a forward that is generated from here on still runs on other batches.
+        If that is the batch, or the batch times something: so a forward that is generated from here
+        on still runs on other batches.
         """
         axes = [self.algebra.new(int(size), reason) for size in sizes]
-        batch = self._dims[self.trace.inputs[0]][:1] if self.trace.batch > 1 else []
-        led = any(
-            same(self.axes(x)[:1][0], batch[0])
-            for x in node.all_input_nodes
-            if batch and self.axes(x)
-        )
-        return [*batch, *axes[1:]] if led and sizes[:1] == (self.trace.batch,) else axes
+        batch = self._dims[self.trace.inputs[0]][0] if self.trace.batch > 1 else ()
+        for x in node.all_input_nodes:
+            leading = self.axes(x)[0] if self.axes(x) else ()
+            led = bool(batch) and leading[: len(batch)] == batch
+            if led and sizes[:1] == (axis_size(leading),):
+                self.algebra.freeze(leading, reason)
+                return [leading, *axes[1:]]
+        return axes
 
 
 def _source(node: fx.Node) -> str:

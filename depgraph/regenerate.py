@@ -12,6 +12,7 @@ from functools import cached_property
 from torch import Tensor, nn
 
 from depgraph._modes import is_same_in_both_modes
+from depgraph._modules import with_classes
 from depgraph._program import (
     Program,
     original_class,
@@ -26,7 +27,6 @@ from depgraph.trace import (
     ModuleCall,
     Trace,
     TraceError,
-    structural_copy,
     trace_forward,
 )
 
@@ -104,7 +104,7 @@ class Regenerator:
     @cached_property
     def _modes(self) -> tuple[tuple[bool, str], ...]:
         """The modes to write a program for; the traced one stands for both where they agree."""
-        if is_same_in_both_modes(self._outer.trace, self._copy()):
+        if is_same_in_both_modes(self._outer.trace, with_classes(self._model, self._classes)):
             return ((self._outer.trace.modes[""], "eval"),)
         return ((False, "eval"), (True, "train"))
 
@@ -124,18 +124,11 @@ class Regenerator:
         names = {p.trace.tensors[name]: key for key, name in tensors.items()}
         return Source(p, p.trace.calls_of[call.name][0], names, children)
 
-    def _copy(self) -> nn.Module:
-        """The model as it was traced, to change its mode."""
-        copy = structural_copy(self._model)
-        for name, cls in self._classes.items():
-            copy.get_submodule(name).__class__ = cls
-        return copy
-
     def _traced_whole(self, training: bool) -> Propagation | None:
         """The whole model in one mode; None where it does not run in that mode."""
         if all(mode == training for mode in self._outer.trace.modes.values()):
             return self._outer
-        copy = self._copy()
+        copy = with_classes(self._model, self._classes)
         try:
             traced = trace_forward(copy.train(training), *self._outer.trace.example)
         except TraceError:

@@ -21,7 +21,7 @@ from depgraph.errors import DepgraphError
 from depgraph.literals import PARTING
 from depgraph.propagate import Propagation, arguments, op_name
 from depgraph.regenerate import Regenerator
-from depgraph.trace import named_tensors, shape, structural_copy
+from depgraph.trace import named_tensors, shape
 
 _VIEWS = ("aten.view", "aten.reshape", "aten._unsafe_view", "aten.unflatten")
 _MOVES = frozenset(
@@ -107,14 +107,6 @@ def separated_classes(p: Propagation, model: nn.Module) -> dict[str, type[nn.Mod
         except DepgraphError:
             continue
     return classes
-
-
-def with_classes(model: nn.Module, classes: Mapping[str, type[nn.Module]]) -> nn.Module:
-    """A copy of a model that shares its tensors, with other classes for some modules."""
-    copy = structural_copy(model)
-    for name, cls in classes.items():
-        copy.get_submodule(name).__class__ = cls
-    return copy
 
 
 class _SplittingWriter(Writer):

@@ -29,6 +29,7 @@ def apply_plan(plan: Plan, model: nn.Module, inplace: bool = False) -> nn.Module
     slicer = Slicer(graph, plan, model)
     edits = Edits(caches=graph.traced.caches)
     edits.tensors = slicer.new_tensors(share=inplace)
+    edits.removed = slicer.removed()
     slicer.add_attributes(edits)
     slicer.add_classes(edits)
     small = structural_copy(model)

@@ -100,9 +100,9 @@ def trace_forward(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     time is linear in the number of ops, independent of widths.
     """
     modes = {name: module.training for name, module in named_modules(model).items()}
-    recorder, tensors, output = _recorded(model, args, kwargs, alike=True)
+    recorder, tensors, output, caches = _recorded(model, args, kwargs, alike=True)
     if recorder.repeats is not None and not recorder.repeats.are_proven():
-        recorder, tensors, output = _recorded(model, args, kwargs, alike=False)
+        recorder, tensors, output, caches = _recorded(model, args, kwargs, alike=False)
     outputs, nodes, calls = recorder.finish(output)
     owner: dict[fx.Node, str] = {}
     for call in sorted(calls, key=lambda call: call.depth):
@@ -119,14 +119,14 @@ def trace_forward(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
         modes,
         recorder.constants,
         frozenset(recorder.mode_readers),
-        recorder.caches,
+        caches,
     )
 
 
 def _recorded(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], alike: bool
-) -> tuple[Recorder, dict[str, fx.Node], Any]:
-    """A recorder that has seen one forward, the nodes of the tensors by name, and the output."""
+) -> tuple[Recorder, dict[str, fx.Node], Any, frozenset[Cache]]:
+    """A recorder that has seen one forward, the tensors' nodes by name, output and caches."""
     model = structural_copy(model)
     recorder = Recorder()
     tensors = {
@@ -134,11 +134,10 @@ def _recorded(
     }
     _put_on_meta(model, recorder)
     meta_args, meta_kwargs = pytree.tree_map_only(Tensor, recorder.input, (args, kwargs))
+    entries = filling(model)
     try:
         with recorder.watch(model, alike), caches_bypassed(model), torch.no_grad():
-            entries = filling(model)
             output = model(*meta_args, **meta_kwargs)
-            recorder.caches = filled(entries)
     except _FORWARD_ERRORS as error:
         where = f"in module '{recorder.current}'" if recorder.current else "in the model"
         text = _on_data(recorder.running, _source_line(error)) or (
@@ -148,7 +147,7 @@ def _recorded(
             recorder.current,
             f"the forward could not be traced {where} ({type(model).__name__}): {text}",
         ) from error
-    return recorder, tensors, output
+    return recorder, tensors, output, filled(entries)
 
 
 class TraceError(DepgraphError):

@@ -65,7 +65,10 @@ def verify(graph: DependencyGraph, small: nn.Module, kept: Mapping[Atom, Tensor]
     finally:
         for name, module in modules.items():
             module.training = modes[name]
-    before = [node for node in graph.traced.nodes if node.op == "call_function"]
+    dead = graph.dead(sizes)
+    before = [
+        node for node in graph.traced.nodes if node.op == "call_function" and node not in dead.nodes
+    ]
     after = [node for node in again.nodes if node.op == "call_function"]
     for old, new in zip(before, after, strict=False):
         _compare(graph, old, new, kept, sizes)
@@ -75,7 +78,8 @@ def verify(graph: DependencyGraph, small: nn.Module, kept: Mapping[Atom, Tensor]
             f"the sliced model runs {len(after)} ops, the original {len(before)}; its forward "
             "depends on a size in a way the plan cannot follow",
         )
-    for name, node in graph.traced.tensors.items():
+    for name in graph.traced.tensors.keys() - dead.tensors:
+        node = graph.traced.tensors[name]
         expected = value_shape(graph.propagation, node, sizes)
         if shape(again.tensors[name]) != expected:
             raise Mismatch(

@@ -20,6 +20,7 @@ from depgraph.axes import Atom, Axis, axis_atoms, axis_size, same
 from depgraph.groups import attention_products
 from depgraph.propagate import Propagation, arguments, op_name
 from depgraph.rules.convolve import group_axis, is_transposed
+from depgraph.rules.pointwise import drops_nothing
 from depgraph.trace import shape
 
 Job = tuple[str, str, tuple[int, ...]]
@@ -121,7 +122,7 @@ def _folded_by(p: Propagation) -> dict[fx.Node, frozenset[Atom]]:
 
 def _of_op(p: Propagation, node: fx.Node) -> Work:
     name = op_name(node)
-    if _is_view(node) or (name == "aten.dropout" and not arguments(node)["train"]):
+    if _is_view(node) or drops_nothing(node):
         return Work("call", "", ())
     make = _KINDS.get(name)
     work = make(p, node) if make else _by_rows(p, node)

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from torch import fx
 
-from depgraph.propagate import Axes, Propagation, lost, rule
+from depgraph.propagate import Axes, Propagation, arguments, lost, op_name, rule
 from depgraph.rules._broadcast import broadcast
 from depgraph.trace import shape
+
+_DROPOUTS = ("aten.dropout", "aten.alpha_dropout", "aten.feature_dropout")
+
+
+def drops_nothing(node: fx.Node) -> bool:
+    """Whether an op is a drop-out that gives back what it is given."""
+    if op_name(node) not in _DROPOUTS:
+        return False
+    a = arguments(node)
+    return not a["train"] or not a["p"]
 
 
 @rule(
     "pointwise",  # every op that torch tags as pointwise
-    "aten.dropout",
-    "aten.alpha_dropout",
-    "aten.feature_dropout",
+    *_DROPOUTS,
     "aten.bernoulli",
     "aten.contiguous",
     "aten.clone",

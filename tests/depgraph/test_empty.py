@@ -39,6 +39,10 @@ def test_a_branch_of_which_nothing_is_left_adds_its_bias(name: str, emptied: lis
     small = plan.apply(model)
     for x in (images(), torch.cat([images(), images()])):
         assert relative_difference(small(x), masked(model, plan)(x)) < 1e-5
+    for i in range(2):  # nothing of the branch is computed but its bias
+        for branch, norm in ((f"blocks.{i}.attn", "norm1"), (f"blocks.{i}.mlp", "norm2")):
+            gone = any(group.startswith(branch) for group in emptied)
+            assert isinstance(small.get_submodule(f"blocks.{i}.{norm}"), nn.Identity) == gone
     assert measured_params(small) == plan.num_params
     assert measured_macs(small, images()) == plan.macs
     assert small.train()(images()).shape == (len(images()), 10)

@@ -153,13 +153,17 @@ class _Assembly:
             net.line(f"x = x + {net.pick(*same)}(x)")
             return shape
         writers = ON_TOKENS if len(shape) == 2 else ON_IMAGES
+        write = writers.get(kind, writers["convolution"])
+        if len(shape) == 2 and shape[0] % 2 == 0 and net.flag(0.2):
+            half = (shape[0] // 2, shape[1])
+            block = Block(random.Random(seed))
+            if len(outer := write(block, half)) == 2:
+                return self._in_windows(self._module(kind, block), half, outer)
         block = Block(random.Random(seed))
-        outer = writers.get(kind, writers["convolution"])(block, shape)
+        outer = write(block, shape)
         if net.flag(0.15) and kind not in ("attention", "in_place"):
             return self._inline(block, outer)
-        name = f"{kind.title().replace('_', '')}{len(self.classes)}"
-        self.classes.append(block.source(name))
-        module = net.module(f"{name}()")
+        module = self._module(kind, block)
         if outer != shape:
             net.line(f"x = {module}(x)")
             return outer
@@ -175,6 +179,19 @@ class _Assembly:
         else:
             net.line(f"x = {module}(x)" if way == "plain" else f"x = x + {module}(x)")
         return outer
+
+    def _module(self, kind: str, block: Block) -> str:
+        name = f"{kind.title().replace('_', '')}{len(self.classes)}"
+        self.classes.append(block.source(name))
+        return self.net.module(f"{name}()")
+
+    def _in_windows(self, module: str, half: Shape, outer: Shape) -> Shape:
+        """A block on each half of the tokens by itself, as a larger batch."""
+        tokens, width = half
+        parts = f"x.reshape(-1, {tokens}, {self.net.size(width)})"
+        whole = f"x.shape[0], {2 * outer[0]}, {outer[1]}"
+        self.net.line(f"x = {module}({parts}).reshape({whole})")
+        return 2 * outer[0], outer[1]
 
     def _inline(self, block: Block, outer: Shape) -> Shape:
         """The block's code in the network's own forward, sizes and all."""
