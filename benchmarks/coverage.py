@@ -124,8 +124,11 @@ def _summary(rows: Iterable[dict[str, Any]]) -> str:
         runs = sum(r.get("peer", {}).get("outcome") == "runs" for r in rows)
         text += (
             f" Torch-Pruning's model runs for {runs}; over the {len(both)} that both prune: "
-            f"{mine:.1f} s against {theirs:.1f} s, {mine / theirs:.2f}."
+            f"{mine:.1f} s against {theirs:.1f} s, {mine / theirs:.2f}"
         )
+        slowest = max(both, key=lambda r: r["peer"]["seconds"])
+        left = (mine - slowest["seconds"]) / max(theirs - slowest["peer"]["seconds"], 1e-9)
+        text += f"; without its slowest, {slowest['model']}, {left:.2f}."
     return text
 
 

@@ -17,6 +17,7 @@ from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from accelerate.utils import parse_flag_from_env
 from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
 from torch import Tensor, distributed, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -172,16 +173,8 @@ def placed_like(value: Tensor, pattern: Tensor) -> Tensor:
 
 def load_whole(model: nn.Module, state: Mapping[str, Any]) -> None:
     """Load a whole state into a model that may be sharded."""
-    own = model.state_dict()
-    if not any(isinstance(value, DTensor) for value in own.values()):
-        model.load_state_dict(state)
-        return
-    model.load_state_dict(
-        {
-            name: placed_like(value, own[name]) if isinstance(value, Tensor) else value
-            for name, value in state.items()
-        }
-    )
+    options = StateDictOptions(full_state_dict=True, strict=True)
+    set_model_state_dict(model, dict(state), options=options)
 
 
 def load_whole_optimizer(optimizer: Any, state: Mapping[str, Any]) -> None:

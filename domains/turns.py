@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from domains._stand import borrowed, cpu_threads, find_device
+from domains._stand import DTYPES, borrowed, cpu_threads, find_device
 from domains.timing import TimingSettings, in_turns
 
 
@@ -40,14 +40,15 @@ def time_in_turns(
         Seconds of each forward.
     """
     device = find_device(settings.device)
-    dtype = getattr(torch, settings.dtype)
+    dtype = DTYPES[settings.dtype]
+    draw = torch.Generator().manual_seed(0)
 
     def made(value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
         leading = [settings.batch_size if n == batch else n for n in value.shape[:1]]
         if value.is_floating_point():
-            return torch.randn(*leading, *value.shape[1:], device=device, dtype=dtype)
+            return torch.randn(*leading, *value.shape[1:], generator=draw).to(device, dtype)
         return torch.zeros(*leading, *value.shape[1:], device=device, dtype=value.dtype)
 
     args, kwargs = pytree.tree_map(made, example)

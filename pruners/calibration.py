@@ -98,9 +98,9 @@ def measured_latency(
     latency = LatencyModel(graph, table, batch_size)
     if model is None or latency.is_fitted or not graph.prunable:
         return latency
-    factors = _factors(latency, model, progress)
-    _write(path, table.with_factors(latency.identity, factors))
-    return LatencyModel(graph, table.with_factors(latency.identity, factors), batch_size)
+    table = table.with_factors(latency.identity, _factors(latency, model, progress))
+    _write(path, table)
+    return LatencyModel(graph, table, batch_size)
 
 
 def _factors(latency: LatencyModel, model: nn.Module, progress: bool) -> dict[str, float]:

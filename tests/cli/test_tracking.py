@@ -39,16 +39,23 @@ def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return {name: [(e.step, e.value) for e in reader.Scalars(name)] for name in names}
 
 
+def tracked_run(
+    invoke: Invoke, data: Path, tracker: str, out: Path
+) -> list[tuple[str, list[dict[str, Any]]]]:
+    """The two trainings of a run, and the rows that it reports of each."""
+    args = ["--dense-epochs=2", "--epochs=1", f"--track={tracker}", "--out", out]
+    result = invoke("run", *TINY, "--data", data, *RUN, *args)
+    assert result.exit_code == 0, result.output
+    history = json.loads(result.stdout)["history"]
+    return [("dense", history["dense"]), ("recovery", history["pruned"])]
+
+
 def test_each_epoch_of_both_trainings_of_a_run_is_in_tensorboard(
     invoke: Invoke, data: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("tensorboard", reason="tensorboard is not installed (extra: track)")
     out = tmp_path / "run"
-    args = ["--dense-epochs=2", "--epochs=1", "--track=tensorboard", "--out", out]
-    result = invoke("run", *TINY, "--data", data, *RUN, *args)
-    assert result.exit_code == 0, result.output
-    history = json.loads(result.stdout)["history"]
-    for stage, rows in (("dense", history["dense"]), ("recovery", history["pruned"])):
+    for stage, rows in tracked_run(invoke, data, "tensorboard", out):
         found = curves(out / "tracking" / stage)
         assert {"val_accuracy/clay", "val_accuracy/ink", "lr", "train_loss"} <= set(found)
         for name in ("train_loss", "lr", "val_accuracy"):
@@ -124,12 +131,9 @@ def test_each_run_has_its_epochs_and_settings_in_a_store_of_mlflow_of_its_own(
     invoke: Invoke, data: Path, tmp_path: Path, mlflow: Any
 ) -> None:
     for name in ("first", "second"):
-        args = ["--dense-epochs=2", "--epochs=1", "--track=mlflow", "--out", tmp_path / name]
-        result = invoke("run", *TINY, "--data", data, *RUN, *args)
-        assert result.exit_code == 0, result.output
-        history = json.loads(result.stdout)["history"]
+        trainings = tracked_run(invoke, data, "mlflow", tmp_path / name)
         runs = mlflow_runs(mlflow, tmp_path / name)
-        for stage, rows in (("dense", history["dense"]), ("recovery", history["pruned"])):
+        for stage, rows in trainings:
             status, settings, losses = runs.pop(f"{name}-{stage}")
             assert status == "FINISHED" and settings["model_args.embed_dim"] == "32"
             assert losses == [(row["epoch"], pytest.approx(row["train_loss"])) for row in rows]
@@ -166,11 +170,7 @@ def test_each_epoch_is_in_the_offline_files_of_wandb(
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.delenv("WANDB_DIR", raising=False)
     out = tmp_path / "run"
-    args = ["--dense-epochs=2", "--epochs=1", "--track=wandb", "--out", out]
-    result = invoke("run", *TINY, "--data", data, *RUN, *args)
-    assert result.exit_code == 0, result.output
-    history = json.loads(result.stdout)["history"]
-    for stage, rows in (("dense", history["dense"]), ("recovery", history["pruned"])):
+    for stage, rows in tracked_run(invoke, data, "wandb", out):
         name = (out / "tracking" / f"{stage}.wandb").read_text()
         (log,) = (out / "tracking" / "wandb").glob(f"offline-run-*/run-{name}.wandb")
         content = log.read_bytes()

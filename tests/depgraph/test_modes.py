@@ -50,6 +50,20 @@ class Watches(MasksInTraining):
         return torch.ones(5, 5, device=x.device).tril() if self.attention.drop.training else None
 
 
+class Hooked(Plain):
+    """A hook decides by the mode, which is not seen where it is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention.register_forward_pre_hook(self.causal)
+
+    @staticmethod
+    def causal(module: nn.Module, args: tuple[Tensor, Tensor | None]) -> tuple[Tensor, ...]:
+        x, _ = args
+        mask = torch.ones(5, 5, device=x.device).tril()
+        return (x, mask) if module.training else (x,)
+
+
 class Half(nn.Module):
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         return (x, x / 2) if self.training else x
@@ -77,7 +91,7 @@ class Normed(Plain):
         return self.norm(x.transpose(1, 2)).mean().expand(5, 5)
 
 
-DIFFERENT = (MasksInTraining, Watches, Sibling, Normed)
+DIFFERENT = (MasksInTraining, Watches, Hooked, Sibling, Normed)
 
 
 @pytest.mark.parametrize("training", [False, True])
