@@ -1,32 +1,42 @@
 """How long the engine takes and what memory it needs, beside Torch-Pruning in the same process.
 
-``python -m benchmarks.engine --model vit_large_patch16_224``. Torch-Pruning is a bench extra; it
-gets the recipe of its own documentation for timm transformers: head counts told, attention written
-out.
+``python -m benchmarks.engine``, or ``--model vit_large_patch16_224`` for one. Torch-Pruning is a
+bench extra; it gets the recipe of its own documentation for timm transformers: head counts told,
+attention written out.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import click
+import matplotlib
 import psutil
 import timm
 import torch
+from matplotlib import pyplot as plt
 from rich.console import Console
 from torch import nn
 
 import depgraph
 import pruners
-from cli.output import table
+from cli.output import environment, table, write_bytes, write_text
 from depgraph.propagate import Propagation
 from depgraph.trace import trace_forward
+
+matplotlib.use("Agg")
+
+SIZES = ("tiny_patch16", "small_patch16", "base_patch16", "large_patch16", "huge_patch14")
+MODELS = tuple(f"vit_{size}_224" for size in SIZES)
+STEPS = ("trace + groups", "score", "allocate", "plan", "slice + verify")
 
 
 class Stopwatch:
@@ -136,24 +146,70 @@ def torch_pruning(name: str, ratio: float) -> dict[str, float]:
     }
 
 
+def _in_turns(name: str, ratio: float, rounds: int) -> dict[str, Any]:
+    mine, theirs = [], []
+    for _ in range(rounds):
+        mine.append(ours(name, ratio))
+        if find_spec("torch_pruning"):
+            theirs.append(torch_pruning(name, ratio))
+    fastest = [min(runs, key=lambda run: run["total"]) if runs else None for runs in (mine, theirs)]
+    return {"model": name, "ours": fastest[0], "torch_pruning": fastest[1]}
+
+
+def _plot(rows: list[dict[str, Any]]) -> bytes:
+    """Seconds over the size of the model, both axes in powers of ten."""
+    figure, axes = plt.subplots(figsize=(8.5, 4.5))
+    sizes = [r["ours"]["model_mib"] for r in rows]
+    for step in STEPS:
+        axes.plot(sizes, [r["ours"][step] for r in rows], "--", lw=1, label=step)
+    axes.plot(sizes, [r["ours"]["total"] for r in rows], "ko-", label="depgraph-prune")
+    if all(r["torch_pruning"] for r in rows):
+        peer = [r["torch_pruning"]["total"] for r in rows]
+        axes.plot(sizes, peer, "rs-", label="Torch-Pruning")
+    axes.set(xscale="log", yscale="log", xlabel="MiB of weights", ylabel="seconds")
+    axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.tight_layout()
+    made = io.BytesIO()
+    figure.savefig(made, dpi=110, format="png")
+    return made.getvalue()
+
+
+def _markdown(rows: list[dict[str, Any]], ratio: float) -> str:
+    here = environment()
+    columns = ["model", "MiB", *STEPS, "total", "Torch-Pruning", "share", "peak extra MiB"]
+    lines = [columns, ["---"] * len(columns)]
+    for r in rows:
+        mine, theirs = r["ours"], r["torch_pruning"] or {"total": float("nan")}
+        seconds = [f"{mine[step]:.2f}" for step in STEPS]
+        both = [mine["total"], theirs["total"], mine["total"] / theirs["total"]]
+        lines.append(
+            [r["model"], f"{mine['model_mib']:.0f}", *seconds]
+            + [f"{value:.2f}" for value in both]
+            + [f"{mine['peak_extra_mib']:.0f}"]
+        )
+    text = (
+        "# Engine\n\nMade by `python -m benchmarks.engine --markdown docs/engine.md`. Seconds to "
+        f"prune by L2, {ratio:.0%} of the units, both engines in turns in one process, the fastest "
+        f"round of each; torch {here['versions']['torch']}, {here['machine']['threads']} threads."
+        "\n\n![Seconds over model size](engine.png)\n\n"
+    )
+    return text + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
 @click.command()
-@click.option("--model", "models", multiple=True, default=("vit_large_patch16_224",))
+@click.option("--model", "models", multiple=True, default=MODELS, help="timm names.")
 @click.option("--ratio", default=0.5, show_default=True)
 @click.option("--rounds", default=3, show_default=True, help="The fastest counts, of both.")
 @click.option("--json", "as_json", is_flag=True)
-def main(models: tuple[str, ...], ratio: float, rounds: int, as_json: bool) -> None:
+@click.option("--markdown", type=click.Path(path_type=Path, dir_okay=False), help="With a plot.")
+def main(
+    models: tuple[str, ...], ratio: float, rounds: int, as_json: bool, markdown: Path | None
+) -> None:
     """Time both engines, in turns."""
-    rows: list[dict[str, Any]] = []
-    for name in models:
-        runs = []
-        for _ in range(rounds):
-            mine = ours(name, ratio)
-            theirs = torch_pruning(name, ratio) if find_spec("torch_pruning") else None
-            runs.append((mine, theirs))
-        mine = min((run[0] for run in runs), key=lambda run: run["total"])
-        peers = [run[1] for run in runs if run[1] is not None]
-        theirs = min(peers, key=lambda run: run["total"]) if peers else None
-        rows.append({"model": name, "ours": mine, "torch_pruning": theirs})
+    rows = [_in_turns(name, ratio, rounds) for name in models]
+    if markdown is not None:
+        write_bytes(markdown.with_suffix(".png"), _plot(rows))
+        write_text(markdown, _markdown(rows, ratio))
     if as_json:
         click.echo(json.dumps(rows))
         return
