@@ -9,7 +9,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import (
-    DistributedDataParallelKwargs,
     DistributedType,
     InitProcessGroupKwargs,
     parse_flag_from_env,
@@ -47,14 +46,12 @@ def accelerator(device: str | None, amp: bool) -> Accelerator:
     # accelerate keeps one state per process and refuses another device or precision later on, but
     # one process of ours trains, evaluates and compares under several.
     AcceleratorState._reset_state(reset_partial_state=True)
-    # Buffers are those of the main process after each step, which no forward need see to.
-    ways = [
-        InitProcessGroupKwargs(timeout=_PATIENCE),
-        DistributedDataParallelKwargs(broadcast_buffers=False),
-    ]
+    patient = InitProcessGroupKwargs(timeout=_PATIENCE)
     # On the CPU accelerate would take FSDP for DDP without a word; `_sharding` does it on both.
     with patch_environment(ACCELERATE_USE_FSDP="false"):
-        run = Accelerator(cpu=wanted.type == "cpu", mixed_precision=precision, kwargs_handlers=ways)
+        run = Accelerator(
+            cpu=wanted.type == "cpu", mixed_precision=precision, kwargs_handlers=[patient]
+        )
     if run.num_processes == 1 and _asked_for_more():
         raise DepgraphError(
             "`accelerate launch` starts one process only on the CPU, whatever --num_processes is; "
