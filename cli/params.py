@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 from typing import Any
 
 import click
@@ -88,7 +89,20 @@ class Multiple(click.ParamType):
         return value if value == AUTO else click.IntRange(1).convert(value, param, ctx)
 
 
-class Share(click.FloatRange):
+class Number(click.FloatRange):
+    """A finite number: nan passes every comparison of a range, and no clock reaches infinity."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """The number, or a usage error."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is no finite number.", param, ctx)
+        return number
+
+
+class Share(Number):
     """A number strictly between 0 and 1."""
 
     name = "share"

@@ -47,7 +47,7 @@ def test_an_argument_the_model_does_not_take_is_named(invoke: Invoke) -> None:
     failed(invoke("inspect", "vit_tiny_patch16_224", "--model-arg", "legs=4"), "legs")
 
 
-@pytest.mark.parametrize("ratio", ["0", "1", "1.5", "-0.1", "half"])
+@pytest.mark.parametrize("ratio", ["0", "1", "1.5", "-0.1", "half", "nan"])
 def test_a_ratio_outside_zero_and_one_is_a_usage_error(
     invoke: Invoke, ratio: str, tmp_path: Path
 ) -> None:
@@ -187,7 +187,16 @@ def test_a_device_file_is_never_replaced(invoke: Invoke, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "option", ["--batch-size=0", "--seconds=-1", "--threads=0", "--device=toaster"]
+    "option",
+    [
+        "--batch-size=0",
+        "--seconds=-1",
+        "--seconds=nan",
+        "--seconds=inf",
+        f"--seed={2**64}",
+        "--threads=0",
+        "--device=toaster",
+    ],
 )
 def test_a_number_out_of_range_is_a_usage_error(
     invoke: Invoke, tmp_path: Path, option: str
