@@ -43,8 +43,10 @@ def test_an_unknown_model_is_answered_with_near_names(invoke: Invoke) -> None:
     failed(invoke("inspect", "vit_bas_patch16_224"), "vit_base_patch16_224")
 
 
-def test_an_argument_the_model_does_not_take_is_named(invoke: Invoke) -> None:
-    failed(invoke("inspect", "vit_tiny_patch16_224", "--model-arg", "legs=4"), "legs")
+@pytest.mark.parametrize("argument", ["legs=4", "num_heads=0", "norm_layer=wide"])
+def test_an_argument_the_model_does_not_take_is_named(invoke: Invoke, argument: str) -> None:
+    result = invoke("inspect", "vit_tiny_patch16_224", "--model-arg", argument)
+    failed(result, "timm cannot make", argument.partition("=")[0])
 
 
 @pytest.mark.parametrize("ratio", ["0", "1", "1.5", "-0.1", "half", "nan"])
