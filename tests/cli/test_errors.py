@@ -129,6 +129,21 @@ def test_a_plan_for_another_model_shows_in_bench(invoke: Invoke, tmp_path: Path)
     failed(invoke("bench", tmp_path / "small"), "--dense")
 
 
+@pytest.mark.parametrize("text", ['{"half": ', "[]", "{}"])
+def test_records_that_others_wrote_or_cut_off_are_named(
+    invoke: Invoke, run: list[object], data: Path, tmp_path: Path, text: str
+) -> None:
+    invoke("prune", *TINY, "--metric=l2", "--num-classes=2", "--out", tmp_path / "small")
+    (tmp_path / "small" / "prune.json").write_text(text)
+    failed(invoke("bench", tmp_path / "small"), "prune.json")
+    if text != "{}":
+        args = ["--data", data, "--bench-seconds=0"]
+        failed(invoke("evaluate", tmp_path / "small", *args), "prune.json")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "dense.json").write_text(text)
+    failed(invoke(*run, "--resume"), "dense.json")
+
+
 @pytest.mark.parametrize("command", ["evaluate", "finetune", "bench"])
 def test_a_directory_that_is_not_there_is_named(
     invoke: Invoke, command: str, data: Path, tmp_path: Path
