@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
+import os
 from typing import Any
 
 import click
@@ -60,6 +61,14 @@ def present_device(ctx: click.Context, param: click.Parameter, value: str | None
         raise click.BadParameter(f"'{value}' is not cpu, cuda or cuda:N", ctx, param)
     if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
         raise click.BadParameter(f"'{value}' is not on this machine; use cpu", ctx, param)
+    return value
+
+
+def present_threads(ctx: click.Context, param: click.Parameter, value: int | None) -> int | None:
+    """The number of threads, once there is a CPU for each: torch crashes on very many."""
+    cpus = os.cpu_count() or 1
+    if value is not None and value > cpus:
+        raise click.BadParameter(f"{value} threads on {cpus} CPUs only wait; use fewer", ctx, param)
     return value
 
 

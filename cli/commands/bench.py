@@ -14,6 +14,7 @@ import depgraph
 from cli.models import example_inputs, load_model
 from cli.options import batch_size_option, device_option, json_option, seconds_option, seed_option
 from cli.output import emit, environment, table
+from cli.params import present_threads
 from cli.saved import dense_of, load_saved, read_record, saved_in
 from depgraph import DepgraphError
 from domains import timing
@@ -25,7 +26,9 @@ from domains.training_timing import compare_training
 @click.option("--dense", type=click.Path(path_type=Path), help="Saved dense model to compare with.")
 @device_option("cpu")
 @batch_size_option(1)
-@click.option("--threads", type=click.IntRange(1), help="CPU threads.")
+@click.option(
+    "--threads", type=click.IntRange(1), callback=present_threads, help="CPU threads  [as torch]."
+)
 @seconds_option(10.0, "--seconds")
 @click.option("--amp", type=click.Choice(["fp16", "bf16"]), help="Autocast to this precision.")
 @click.option("--channels-last", is_flag=True)

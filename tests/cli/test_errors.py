@@ -212,6 +212,7 @@ def test_a_device_file_is_never_replaced(invoke: Invoke, tmp_path: Path) -> None
         "--seconds=inf",
         f"--seed={2**64}",
         "--threads=0",
+        "--threads=100000",
         "--device=toaster",
     ],
 )
