@@ -182,6 +182,8 @@ def make_job(
         raise click.UsageError("--step-epochs needs another --schedule than one-shot")
     if target_latency is not None and schedule == "iterative":
         raise click.UsageError("--target-latency needs another --schedule than iterative")
+    if per_head and compensate is not False:
+        raise click.UsageError("--per-head needs --no-compensate")
     share = budget(ratio, target_macs, target_params, target_latency)
     chosen_metric, chosen_kinds = metric_and_kinds(metric, kinds)
     split = domains.leave_one_out(found, target, seed=seed, split_by=split_by)  # type: ignore[arg-type]

@@ -113,6 +113,13 @@ def test_a_class_missing_in_one_domain_is_named(
     failed(invoke(*run), "clay", "line")
 
 
+def test_per_head_dims_beside_a_refit_are_refused_before_any_training(
+    invoke: Invoke, run: list[object], tmp_path: Path
+) -> None:
+    failed(invoke(*run, "--per-head"), "--per-head needs --no-compensate")
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_unknown_target_is_answered_with_near_names(invoke: Invoke, run: list[object]) -> None:
     failed(invoke(*run, "--target=wol"), "wool")
 
