@@ -13,6 +13,7 @@ FAILURES = (
     ValueError,  # DepgraphError among them
     TypeError,
     LookupError,
+    ArithmeticError,
     AttributeError,
     AssertionError,
 )

@@ -37,7 +37,7 @@ class Program(click.Group):
     """A group whose commands fail with one sentence, or with a traceback under ``--debug``."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; exit 1 for a failed run, whatever raised."""
+        """Run the command; exit 1 for a failed run, whatever raised, 130 for Ctrl-C."""
         try:
             return super().invoke(ctx)
         except (KeyboardInterrupt, *FAILURES) as error:
@@ -46,7 +46,8 @@ class Program(click.Group):
             if ctx.params.get("debug"):
                 traceback.print_exc()
             click.echo(f"depgraph-prune: {sentence(error)}", err=True)
-            ctx.exit(1)
+            # 130: what shells say of Ctrl-C, so that scripts can tell it from a failure
+            ctx.exit(130 if isinstance(error, KeyboardInterrupt) else 1)
 
 
 @click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})

@@ -33,6 +33,12 @@ _UNREADABLE: tuple[type[Exception], ...] = (
     ValueError,
 )
 
+# What constructors of timm raise for arguments they cannot take.
+_REFUSALS: tuple[type[Exception], ...] = (
+    *(TypeError, ValueError, AssertionError, RuntimeError),
+    *(LookupError, ArithmeticError, AttributeError),
+)
+
 
 def load_model(
     name: str,
@@ -154,8 +160,10 @@ def create_model(name: str, arguments: dict[str, Any], pretrained: bool = False)
             f"'{name}' could not be had from the Hugging Face hub ({type(error).__name__}); give "
             "a timm name with --weights FILE, or with --no-pretrained"
         ) from error
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-        text = str(error).partition("\n")[0] or type(error).__name__
+    except _REFUSALS as error:
+        text = str(error).partition("\n")[0]
+        if not text or isinstance(error, LookupError):  # whose text is the key alone
+            text = f"{type(error).__name__} {text}".rstrip()
         raise DepgraphError(f"timm cannot make '{name}' with {arguments}: {text}") from error
 
 

@@ -11,6 +11,7 @@ import click
 import domains
 from cli.params import (
     Multiple,
+    Number,
     Share,
     key_values,
     known_algorithm,
@@ -39,7 +40,10 @@ def _combined(*options: Callable[[Command], Command]) -> Callable[[Command], Com
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 seed_option = click.option(
-    "--seed", default=0, show_default=True, help="Seed of all that is drawn."
+    "--seed",
+    type=click.IntRange(-(2**63), 2**63 - 1),  # what torch takes
+    default=0,
+    help="Seed of all that is drawn  [0].",
 )
 data_option = click.option(
     "--data",
@@ -98,7 +102,7 @@ def seconds_option(default: float, name: str = "--bench-seconds") -> Callable[[C
     """How long to time for."""
     return click.option(
         name,
-        type=click.FloatRange(0),
+        type=Number(0),
         default=default,
         show_default=True,
         help="Seconds to time for, all models together.",
@@ -234,7 +238,7 @@ pruning_options = _combined(
 training_options = _combined(
     click.option("--epochs", type=click.IntRange(0), help="Epochs after pruning  [4]."),
     click.option("--batch-size", type=click.IntRange(1), help="Images a step  [32]."),
-    click.option("--lr", type=click.FloatRange(0, min_open=True), help="Peak learning rate."),
+    click.option("--lr", type=Number(0, min_open=True), help="Peak learning rate."),
     click.option(
         "--algorithm",
         callback=known_algorithm,

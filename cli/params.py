@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import math
+import os
 from typing import Any
 
 import click
@@ -62,6 +64,14 @@ def present_device(ctx: click.Context, param: click.Parameter, value: str | None
     return value
 
 
+def present_threads(ctx: click.Context, param: click.Parameter, value: int | None) -> int | None:
+    """The number of threads, once there is a CPU for each: torch crashes on very many."""
+    cpus = os.cpu_count() or 1
+    if value is not None and value > cpus:
+        raise click.BadParameter(f"{value} threads on {cpus} CPUs only wait; use fewer", ctx, param)
+    return value
+
+
 class Bytes(click.ParamType):
     """A number of bytes, as in ``2GiB``, ``1.5GB`` or ``800MiB``."""
 
@@ -88,7 +98,20 @@ class Multiple(click.ParamType):
         return value if value == AUTO else click.IntRange(1).convert(value, param, ctx)
 
 
-class Share(click.FloatRange):
+class Number(click.FloatRange):
+    """A finite number: nan passes every comparison of a range, and no clock reaches infinity."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """The number, or a usage error."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is no finite number.", param, ctx)
+        return number
+
+
+class Share(Number):
     """A number strictly between 0 and 1."""
 
     name = "share"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -62,15 +63,34 @@ def saved_in(directory: Path) -> Path | None:
     return None
 
 
+def read_record(path: Path) -> dict[str, Any]:
+    """What a command wrote down as JSON.
+
+    Raises
+    ------
+    DepgraphError
+        When it cannot be read, or is no record.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DepgraphError(
+            f"'{path}' cannot be read ({error}); make it anew, or choose another directory"
+        ) from error
+    if not isinstance(record, dict):
+        raise DepgraphError(f"'{path}' is no record of this tool; choose another directory")
+    return record
+
+
 def compensated_share(directory: Path) -> float | None:
     """Share of the MACs that `prune` left in this directory, if it compensated the cut."""
     record = directory / "prune.json"
     if not record.exists():
         return None
+    row = read_record(record)
     try:
-        row = json.loads(record.read_text(encoding="utf-8"))
         return row["pruned"]["macs"] / row["dense"]["macs"] if row["compensated"] else None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise DepgraphError(f"'{record}' is no record that prune wrote ({error})") from error
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cli.output import write_json
+from cli.saved import read_record
 from depgraph import DepgraphError
 from domains import processes
 
@@ -64,7 +65,9 @@ def stage_record(
 
 
 def _read(path: Path) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    record = read_record(path)
+    if not isinstance(record.get("made_with"), dict):
+        raise DepgraphError(f"'{path}' is no record of a stage; choose another --out")
     return record
 
 

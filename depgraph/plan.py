@@ -168,7 +168,7 @@ class Plan:
                     f"the plan has format {data['format']!r}; this version reads format {FORMAT}"
                 )
             plan = cls(
-                {str(name): tuple(map(int, units)) for name, units in data["kept_units"].items()},
+                {str(name): _integers(units) for name, units in data["kept_units"].items()},
                 {str(name): int(size) for name, size in data["sizes"].items()},
                 int(data["num_params"]),
                 int(data["macs"]),
@@ -177,11 +177,13 @@ class Plan:
                 data["inputs"],
                 bool(data.get("separate", False)),  # these two are not in earlier plans
                 {
-                    str(name): tuple(tuple(map(int, row)) for row in rows)
+                    str(name): tuple(map(_integers, rows))
                     for name, rows in data.get("choices", {}).items()
                 },
             )
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        except (*_NO_PLAN, ValueError) as error:
+            if isinstance(error, DepgraphError):
+                raise
             raise DepgraphError(
                 f"this is no plan ({type(error).__name__}: {error}); write one with plan.to_json()"
             ) from error
@@ -196,6 +198,17 @@ class Plan:
                         "units"
                     )
         return plan
+
+
+_NO_PLAN = (KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+"""What reading a plan raises for other JSON, beside ValueError."""
+
+
+def _integers(units: Any) -> tuple[int, ...]:
+    """A list of JSON as indices; ``0.5`` and ``"12"`` are none, though `int` would take them."""
+    if not isinstance(units, list) or any(type(unit) is not int for unit in units):
+        raise TypeError(f"{units!r} is no list of integers")
+    return tuple(units)
 
 
 def check_units(name: str, size: int, units: Sequence[int] | Tensor) -> tuple[int, ...]:

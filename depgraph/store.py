@@ -262,10 +262,17 @@ def _built(
             raise
         raise DepgraphError(f"'{directory / _STRUCTURE}' is damaged: {error!r}") from error
     plans = [*sorted(directory.glob("plan.[0-9]*.json")), directory / "plan.json"]
-    texts = [path.read_text(encoding="utf-8") for path in plans if path.exists()]
-    if texts:
-        model.depgraph_plans = list(map(Plan.from_json, texts))  # type: ignore[assignment]
+    found = [_read_plan(path) for path in plans if path.exists()]
+    if found:
+        model.depgraph_plans = found  # type: ignore[assignment]
     return model
+
+
+def _read_plan(path: Path) -> Plan:
+    try:
+        return Plan.from_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # of either of the two
+        raise DepgraphError(f"'{path}' is damaged: {error}; save the model again") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ must fit; models to keep are saved by `depgraph.save`.
 import hashlib
 import os
 import pickle
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +22,12 @@ from domains.recipe import FinetuneSettings
 from domains.split import Split
 
 FILE_NAME = "checkpoint.pt"
+_UNREADABLE = (
+    *(OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError),
+    *(pickle.UnpicklingError, struct.error, IndexError, AttributeError),
+)
+"""What `torch.load` raises for files that are no checkpoint."""
+
 _FREE = ("device", "num_workers", "cache_mib")  # settings that may change on a resume
 
 
@@ -44,6 +51,8 @@ def save_checkpoint(directory: Path, state: dict[str, Any]) -> None:
             part.unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:  # torch's zip writer turns a short write to the latter
         cause = error.__context__ if isinstance(error, RuntimeError) else error
+        if isinstance(cause, KeyboardInterrupt):  # which its zip writer hides as well
+            raise cause from None
         if not isinstance(cause, OSError):
             raise
         reason = cause.strerror
@@ -79,8 +88,8 @@ def load_checkpoint(directory: Path, identity: Mapping[str, Any]) -> dict[str, A
         return None
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        saved = state["identity"]
-    except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        saved = dict(state["identity"])
+    except _UNREADABLE as error:
         raise DepgraphError(
             f"{path} is no readable checkpoint; delete it or train without resume"
         ) from error

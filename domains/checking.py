@@ -135,6 +135,11 @@ def _folders(folder: Path, problems: list[str]) -> list[Path]:
         for path in entries
         if not path.is_dir() and path.suffix.lower() in IMAGE_SUFFIXES
     ]
+    problems += [
+        f"{path} is a link to nothing"
+        for path in entries
+        if path.is_symlink() and not path.exists()
+    ]
     return [path for path in entries if path.is_dir()]
 
 

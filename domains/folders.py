@@ -103,6 +103,8 @@ def _visible(folder: Path) -> list[Path]:
 def _subfolders(folder: Path) -> list[Path]:
     entries = _visible(folder)
     for path in entries:
+        if path.is_symlink() and not path.exists():
+            raise DepgraphError(f"{path} is a link to nothing; mend or remove it")
         if not path.is_dir() and path.suffix.lower() in IMAGE_SUFFIXES:
             raise DepgraphError(
                 f"image {path} is not in a class folder; move it to ROOT/<domain>/<class>/<image>"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,8 @@ import depgraph
 from cli.models import example_inputs, load_model
 from cli.options import batch_size_option, device_option, json_option, seconds_option, seed_option
 from cli.output import emit, environment, table
-from cli.saved import dense_of, load_saved, saved_in
+from cli.params import present_threads
+from cli.saved import dense_of, load_saved, read_record, saved_in
 from depgraph import DepgraphError
 from domains import timing
 from domains.training_timing import compare_training
@@ -26,7 +26,9 @@ from domains.training_timing import compare_training
 @click.option("--dense", type=click.Path(path_type=Path), help="Saved dense model to compare with.")
 @device_option("cpu")
 @batch_size_option(1)
-@click.option("--threads", type=click.IntRange(1), help="CPU threads.")
+@click.option(
+    "--threads", type=click.IntRange(1), callback=present_threads, help="CPU threads  [as torch]."
+)
 @seconds_option(10.0, "--seconds")
 @click.option("--amp", type=click.Choice(["fp16", "bf16"]), help="Autocast to this precision.")
 @click.option("--channels-last", is_flag=True)
@@ -154,8 +156,10 @@ def _record(directory: Path, pruned: nn.Module) -> tuple[str, dict[str, Any]]:
     """Name and arguments of the dense model: as `prune` was called, else as the model says."""
     record = (saved_in(directory) or directory) / "prune.json"
     if record.exists():
-        known = json.loads(record.read_text(encoding="utf-8"))
-        return known["model"], known["arguments"]
+        known = read_record(record)
+        if not isinstance(known.get("arguments"), dict):
+            raise DepgraphError(f"'{record}' does not say the dense model; give it with --dense")
+        return known.get("model") or "", known["arguments"]
     name = (getattr(pruned, "pretrained_cfg", None) or {}).get("architecture") or ""
     arguments = {
         "img_size": example_inputs(pruned).shape[-1],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from cli.options import (
 )
 from cli.output import emit, percent, table
 from cli.precision import half
-from cli.saved import dense_of, load_saved, saved_in
+from cli.saved import dense_of, load_saved, read_record, saved_in
 from domains import timing
 
 
@@ -105,6 +104,6 @@ def _origin(directory: Path) -> dict[str, Any]:
     place = saved_in(directory) or directory
     for record in (place / "prune.json", place.parent / "result.json"):
         if record.exists():
-            known = json.loads(record.read_text(encoding="utf-8"))
+            known = read_record(record)
             return {"metric": known.get("metric"), "ratio": known.get("ratio")}
     return {"metric": None, "ratio": None}

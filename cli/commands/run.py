@@ -33,6 +33,7 @@ from cli.options import (
     training_options,
 )
 from cli.output import emit, percent, table, write_text
+from cli.params import Number
 from cli.pipeline import run_pipeline
 from cli.precision import half
 from cli.said import BUDGETS, algorithm_said, budget, clock, metric_and_kinds
@@ -51,7 +52,7 @@ from domains import timing
 @pruning_options
 @training_options
 @click.option("--dense-epochs", type=click.IntRange(0), help="Epochs before pruning  [6].")
-@click.option("--dense-lr", type=click.FloatRange(0, min_open=True), help="Rate before pruning.")
+@click.option("--dense-lr", type=Number(0, min_open=True), help="Rate before pruning.")
 @click.option("--dense", type=click.Path(path_type=Path), help="Dense model fine-tuned earlier.")
 @recipe_option
 @schedule_options
@@ -181,6 +182,8 @@ def make_job(
         raise click.UsageError("--step-epochs needs another --schedule than one-shot")
     if target_latency is not None and schedule == "iterative":
         raise click.UsageError("--target-latency needs another --schedule than iterative")
+    if per_head and compensate is not False:
+        raise click.UsageError("--per-head needs --no-compensate")
     share = budget(ratio, target_macs, target_params, target_latency)
     chosen_metric, chosen_kinds = metric_and_kinds(metric, kinds)
     split = domains.leave_one_out(found, target, seed=seed, split_by=split_by)  # type: ignore[arg-type]

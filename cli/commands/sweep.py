@@ -73,6 +73,8 @@ def sweep(
     if workers is not None and address is not None:
         raise click.UsageError("give --workers for this machine, or --ray for a cluster, not both")
     grid = read_grid(file)
+    if data == "":
+        raise click.UsageError("--data is empty; say which")
     grid = grid if data is None else replace(grid, data=data)
     place = Place(
         out=(out or Path(grid.out or f"sweeps/{file.stem}")).resolve(),

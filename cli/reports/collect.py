@@ -17,7 +17,14 @@ from cli.settings import CONTROLS
 from depgraph import DepgraphError
 from pruners import METRICS
 
-_NEEDED = ("model", "metric", "target_domain", "dense", "pruned", "pruned_only", "speedup", "seed")
+_TEXTS = ("model", "metric", "target_domain")
+_ACCURACIES = ("source_accuracy", "target_accuracy")
+_SIDES = {
+    "dense": (*_ACCURACIES, "params", "macs", "latency_ms"),
+    "pruned": (*_ACCURACIES, "params", "macs", "latency_ms"),
+    "pruned_only": _ACCURACIES,
+}
+"""What a result has to have: texts, and numbers of each side."""
 _VARIED = ("model", "share", "seed", "control", "timing", "device", "dense_from", "weights")
 """Settings that make no other kind of a result: named apart, or without a part in it."""
 
@@ -111,7 +118,7 @@ def collect(root: Path) -> Found:
         grouped[_kind(row)].append(row)
     split = {kind: rows for whole in grouped.items() for kind, rows in _variants(*whole)}
     failed = {
-        str(path.parent.relative_to(root)): path.read_text(encoding="utf-8").partition("\n")[0]
+        str(path.parent.relative_to(root)): _first_line(path)
         for path in sorted(root.rglob("error.txt"))
     }
     begun = [path.parent for path in root.rglob("config.json")]
@@ -122,16 +129,36 @@ def collect(root: Path) -> Found:
     return Found({kind: tuple(split[kind]) for kind in order}, failed, unfinished)
 
 
+def _first_line(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
+
+
 def _read(path: Path) -> Result | None:
     try:
         row = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         note(f"note: '{path}' cannot be read ({error}); it is left out")
         return None
-    if not isinstance(row, dict) or any(key not in row for key in _NEEDED):
+    if not _is_result(row):
         note(f"note: '{path}' is no result of a run; it is left out")
         return None
-    return row
+    result: Result = row
+    return result
+
+
+def _is_result(row: Any) -> bool:
+    """Whether all is there, and of the kind, that a report reads."""
+    if not isinstance(row, dict) or not all(isinstance(row.get(side), dict) for side in _SIDES):
+        return False
+    target = row.get("target") or {}
+    mappings = (target, row["dense"].get("accuracy"), row.get("settings", {}))
+    if not all(isinstance(part, dict) for part in (*mappings, row.get("history", {}))):
+        return False
+    numbers = [row.get("seed"), row.get("speedup"), row.get("ratio") or 0.0, *target.values()]
+    numbers += [row[side].get(name) for side, names in _SIDES.items() for name in names]
+    return all(isinstance(row.get(name), str) for name in _TEXTS) and all(
+        isinstance(number, int | float) for number in numbers
+    )
 
 
 def _kind(row: Result) -> Kind:

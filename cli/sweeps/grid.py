@@ -153,6 +153,9 @@ def read_grid(path: Path) -> Grid:
     for control in controls:
         check_choice("control", control, CONTROLS)
     models = tuple(_model(path, entry) for entry in _listed(said["model"]))
+    if not models or not said["data"]:
+        empty = "data" if models else "models"
+        raise DepgraphError(f"'{path}': {empty} is empty; say which")
     per_class = _typed(path, said, "digits_per_class", int)
     if per_class is not None and said["data"] != "digits":
         raise DepgraphError(f"'{path}' says digits_per_class, but its data are no digits")
@@ -164,7 +167,7 @@ def read_grid(path: Path) -> Grid:
         axes=dict(_axes(path, said)),
         controls=controls,
         keep_models=bool(_typed(path, said, "keep_models", bool)),
-        ray=_typed(path, said, "ray", dict) or {},
+        ray=_resources(path, said),
     )
 
 
@@ -183,10 +186,31 @@ def _typed(path: Path, said: Mapping[str, Any], name: str, kind: type) -> Any:
     return value
 
 
+def _resources(path: Path, said: Mapping[str, Any]) -> dict[str, float]:
+    resources: dict[str, Any] = _typed(path, said, "ray", dict) or {}
+    for name, amount in resources.items():
+        if not isinstance(amount, int | float):
+            raise DepgraphError(f"'{path}': {name} of ray is {amount!r}; it must be a number")
+    return resources
+
+
+def _plain(path: Path, name: str, value: Any) -> None:
+    """Refuse what no option takes: TOML has dates and times."""
+    parts = value.values() if isinstance(value, dict) else value
+    for part in parts:
+        if isinstance(part, list | tuple | dict):
+            _plain(path, name, part)
+        elif not isinstance(part, str | int | float):
+            raise DepgraphError(f"'{path}': {name} has {part}; it must be a number or a text")
+
+
 def _model(path: Path, entry: Any) -> dict[str, Any]:
     options = {"name": entry} if isinstance(entry, str) else entry
     if not isinstance(options, dict) or not isinstance(options.get("name"), str):
         raise DepgraphError(f"'{path}': a model is a name, or a table with a name, not {entry!r}")
+    if not isinstance(options.get("label", ""), str):
+        raise DepgraphError(f"'{path}': the label {options['label']!r} of a model is no text")
+    _plain(path, f"model '{options['name']}'", options)
     known = [name for name in run_options() if name not in ("model_name", "target", "seed")]
     for key in options:
         check_choice(
@@ -204,11 +228,15 @@ def _axes(path: Path, said: Mapping[str, Any]) -> Iterator[tuple[str, tuple[Any,
             is_list(name) and not any(isinstance(item, list) for item in value)
         )
         values = (value,) if one else tuple(value)
+        _plain(path, name, values)
         if name == "metric" and values == ("all",):
             values = tuple(METRICS)
         if not values:
             raise DepgraphError(f"'{path}': {name} is an empty list; leave it out")
         if name in BUDGETS:
+            wrong = [share for share in values if not isinstance(share, int | float)]
+            if wrong:
+                raise DepgraphError(f"'{path}': {name} is {wrong[0]!r}; it must be a number")
             budgets += [(name, share) for share in values]
         else:
             yield name, values

@@ -43,11 +43,13 @@ def test_an_unknown_model_is_answered_with_near_names(invoke: Invoke) -> None:
     failed(invoke("inspect", "vit_bas_patch16_224"), "vit_base_patch16_224")
 
 
-def test_an_argument_the_model_does_not_take_is_named(invoke: Invoke) -> None:
-    failed(invoke("inspect", "vit_tiny_patch16_224", "--model-arg", "legs=4"), "legs")
+@pytest.mark.parametrize("argument", ["legs=4", "num_heads=0", "norm_layer=wide"])
+def test_an_argument_the_model_does_not_take_is_named(invoke: Invoke, argument: str) -> None:
+    result = invoke("inspect", "vit_tiny_patch16_224", "--model-arg", argument)
+    failed(result, "timm cannot make", argument.partition("=")[0])
 
 
-@pytest.mark.parametrize("ratio", ["0", "1", "1.5", "-0.1", "half"])
+@pytest.mark.parametrize("ratio", ["0", "1", "1.5", "-0.1", "half", "nan"])
 def test_a_ratio_outside_zero_and_one_is_a_usage_error(
     invoke: Invoke, ratio: str, tmp_path: Path
 ) -> None:
@@ -111,6 +113,13 @@ def test_a_class_missing_in_one_domain_is_named(
     failed(invoke(*run), "clay", "line")
 
 
+def test_per_head_dims_beside_a_refit_are_refused_before_any_training(
+    invoke: Invoke, run: list[object], tmp_path: Path
+) -> None:
+    failed(invoke(*run, "--per-head"), "--per-head needs --no-compensate")
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_unknown_target_is_answered_with_near_names(invoke: Invoke, run: list[object]) -> None:
     failed(invoke(*run, "--target=wol"), "wool")
 
@@ -125,6 +134,21 @@ def test_a_plan_for_another_model_shows_in_bench(invoke: Invoke, tmp_path: Path)
     record["arguments"]["model_args"]["embed_dim"] = 48
     (tmp_path / "small" / "prune.json").write_text(json.dumps(record))
     failed(invoke("bench", tmp_path / "small"), "--dense")
+
+
+@pytest.mark.parametrize("text", ['{"half": ', "[]", "{}"])
+def test_records_that_others_wrote_or_cut_off_are_named(
+    invoke: Invoke, run: list[object], data: Path, tmp_path: Path, text: str
+) -> None:
+    invoke("prune", *TINY, "--metric=l2", "--num-classes=2", "--out", tmp_path / "small")
+    (tmp_path / "small" / "prune.json").write_text(text)
+    failed(invoke("bench", tmp_path / "small"), "prune.json")
+    if text != "{}":
+        args = ["--data", data, "--bench-seconds=0"]
+        failed(invoke("evaluate", tmp_path / "small", *args), "prune.json")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "dense.json").write_text(text)
+    failed(invoke(*run, "--resume"), "dense.json")
 
 
 @pytest.mark.parametrize("command", ["evaluate", "finetune", "bench"])
@@ -187,7 +211,17 @@ def test_a_device_file_is_never_replaced(invoke: Invoke, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "option", ["--batch-size=0", "--seconds=-1", "--threads=0", "--device=toaster"]
+    "option",
+    [
+        "--batch-size=0",
+        "--seconds=-1",
+        "--seconds=nan",
+        "--seconds=inf",
+        f"--seed={2**64}",
+        "--threads=0",
+        "--threads=100000",
+        "--device=toaster",
+    ],
 )
 def test_a_number_out_of_range_is_a_usage_error(
     invoke: Invoke, tmp_path: Path, option: str
@@ -219,7 +253,8 @@ def test_ctrl_c_in_training_is_one_sentence_and_resume_finishes(
 
     monkeypatch.setattr(domains, "finetune", interrupted)
     result = invoke(*run)
-    failed(result, "interrupted", "--resume")
+    assert result.exit_code == 130 and "Traceback" not in result.output
+    assert "interrupted" in result.stderr and "--resume" in result.stderr
     monkeypatch.setattr(domains, "finetune", finetune)
     finished = invoke(*run, "--resume", "--json")
     assert finished.exit_code == 0, finished.output

@@ -61,6 +61,9 @@ def test_a_plan_of_another_model_and_a_metric_without_data_are_sentences(
     (tmp_path / "plan.json").write_text("{}")
     result = invoke("inspect", *TINY, "--plan", tmp_path / "plan.json")
     assert result.exit_code == 1 and "no plan" in result.stderr
+    invoke("prune", *TINY, "--metric=l2", "--model-arg=mlp_ratio=2", "--out", tmp_path / "small")
+    result = invoke("inspect", *TINY, "--plan", tmp_path / "small" / "plan.json")
+    assert result.exit_code == 1 and "for another model: group 'blocks.0.mlp" in result.stderr
     result = invoke("inspect", *TINY, "--metric=taylor")
     assert result.exit_code == 1 and "--data" in result.stderr
 

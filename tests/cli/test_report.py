@@ -158,6 +158,30 @@ def test_what_is_no_result_is_named_and_left_out(invoke: Invoke, tmp_path: Path)
     assert answer.stderr.count("is left out") == 2 and "half" in answer.stderr
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"dense": None},
+        {"pruned": {}},
+        {"speedup": "fast"},
+        {"model": ["vit"]},
+        {"settings": None},
+        {"history": [1]},
+        {"ratio": "half"},
+        {"ratio": None, "target": [0.5]},
+    ],
+)
+def test_a_result_with_values_of_another_kind_is_left_out(
+    invoke: Invoke, tmp_path: Path, other: dict[str, Any]
+) -> None:
+    root = write(tmp_path, result("ink"), {**result("wool"), **other})
+    (tmp_path / "error.txt").write_bytes(b"\xff")
+    answer = invoke("report", root, "--json")
+    assert answer.exit_code == 0, answer.output
+    assert answer.stderr.count("is left out") == 1
+    assert json.loads(answer.stdout)["runs"] == 1
+
+
 def test_a_directory_without_results_is_refused(invoke: Invoke, tmp_path: Path) -> None:
     answer = invoke("report", tmp_path)
     assert answer.exit_code == 1 and "no result below" in answer.stderr

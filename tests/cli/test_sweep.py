@@ -193,6 +193,13 @@ def test_a_dry_run_lists_the_runs_and_writes_nothing(invoke: Invoke, tmp_path: P
         ("ratios = []", "empty"),
         ("ratio = 0.5", "twice"),
         ("seeds = [", "TOML"),
+        ("seeds = [1979-05-27]", "seed has 1979-05-27"),
+        ('ratios = ["half"]', "ratio is 'half'; it must be a number"),
+        ("ratios = [[0.5]]", "ratio is [0.5]; it must be a number"),
+        ('models = [{name = "vit", label = 3}]', "label 3"),
+        ("models = []", "models is empty"),
+        ('data = ""', "data is empty"),
+        ("ray = {num_cpus = 'two'}", "num_cpus"),
     ],
 )
 def test_a_bad_file_is_refused_with_the_way_out(

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -65,6 +67,23 @@ def test_json_gives_the_same_plan_back(graph: depgraph.DependencyGraph) -> None:
 def test_text_that_is_no_plan_is_refused(text: str) -> None:
     with pytest.raises(depgraph.DepgraphError, match="plan"):
         Plan.from_json(text)
+
+
+@pytest.mark.parametrize("units", [[0.5], ["1"], "12", [True], [float("inf")], None])
+def test_units_that_are_no_integers_are_refused(
+    graph: depgraph.DependencyGraph, units: object
+) -> None:
+    data = json.loads(graph.plan({"embed": range(20)}).to_json())
+    data["kept_units"]["embed"] = units
+    with pytest.raises(depgraph.DepgraphError, match="no list of integers"):
+        Plan.from_json(json.dumps(data))
+
+
+def test_a_size_that_is_no_number_is_refused(graph: depgraph.DependencyGraph) -> None:
+    data = json.loads(graph.plan({"embed": range(20)}).to_json())
+    for key, value in (("sizes", {"embed": "many"}), ("macs", float("inf"))):
+        with pytest.raises(depgraph.DepgraphError, match="no plan"):
+            Plan.from_json(json.dumps({**data, key: value}))
 
 
 def test_a_plan_for_another_model_is_refused(graph: depgraph.DependencyGraph) -> None:

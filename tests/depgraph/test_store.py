@@ -104,7 +104,7 @@ def test_a_directory_without_a_model_is_refused(tmp_path: Path) -> None:
         depgraph.load(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["structure.json", "model.safetensors"])
+@pytest.mark.parametrize("name", ["structure.json", "model.safetensors", "plan.json"])
 def test_a_damaged_file_is_named(name: str, tmp_path: Path) -> None:
     depgraph.save(tiny(), tmp_path)
     (tmp_path / name).write_text("{")

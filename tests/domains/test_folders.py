@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from depgraph import DepgraphError
-from domains import load_domains
+from domains import check_data, load_domains
 
 
 def test_domains_classes_and_files_come_sorted_with_labels_by_class_name(make_tree):
@@ -24,6 +24,16 @@ def test_hidden_files_and_loose_lists_are_not_read(make_tree):
         (root / path).parent.mkdir(exist_ok=True)
         (root / path).write_text("no image")
     assert {len(samples) for samples in load_domains(root).samples.values()} == {6}
+
+
+@pytest.mark.parametrize("place", ["art", "photo/red"])
+def test_a_link_to_a_folder_that_is_gone_is_no_folder_less(make_tree, place):
+    root = make_tree(per_class=2)
+    (root / place).rename(root.parent / "away")
+    (root / place).symlink_to(root.parent / "gone")
+    with pytest.raises(DepgraphError, match=f"{place} is a link to nothing"):
+        load_domains(root)
+    assert f"{root / place} is a link to nothing" in check_data(root).problems
 
 
 def test_endings_count_in_any_case(make_tree):

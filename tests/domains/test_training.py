@@ -1,3 +1,4 @@
+import io
 from dataclasses import replace
 from pathlib import Path
 
@@ -361,7 +362,7 @@ def test_workers_and_cache_may_change_on_resume(split, quick, tiny_net, tmp_path
     assert finetune(tiny_net(), split, free, tmp_path, resume=True, progress=False) == expected
 
 
-@pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 cut off"])
+@pytest.mark.parametrize("content", [b"", b"junk", b"no checkpoint", b"PK\x03\x04 cut off"])
 def test_a_checkpoint_that_cannot_be_read_is_named(split, quick, tiny_net, tmp_path, content):
     (tmp_path / "checkpoint.pt").write_bytes(content)
     with pytest.raises(DepgraphError, match=r"checkpoint\.pt is no readable checkpoint"):
@@ -394,6 +395,25 @@ def test_a_full_disk_is_one_sentence_and_keeps_the_checkpoint(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
     saved = _checkpoint.load_checkpoint(tmp_path, {})
     assert saved == {"identity": {}, "state": "good"}
+
+
+def test_ctrl_c_inside_torchs_zip_writer_is_no_failed_write(tmp_path, monkeypatch):
+    class Interrupted(io.FileIO):
+        def write(self, content: object) -> int:
+            if self.tell():
+                raise KeyboardInterrupt
+            return super().write(content)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Path, "open", lambda path, mode: Interrupted(path, mode))
+    with pytest.raises(KeyboardInterrupt):
+        _checkpoint.save_checkpoint(tmp_path, {"state": torch.zeros(100_000)})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_of_another_program_is_named(tmp_path):
+    torch.save({"identity": 3}, tmp_path / "checkpoint.pt")
+    with pytest.raises(DepgraphError, match=r"checkpoint\.pt is no readable checkpoint"):
+        _checkpoint.load_checkpoint(tmp_path, {"settings": {}})
 
 
 def test_stopped_while_writing_the_checkpoint_the_one_before_is_whole(
