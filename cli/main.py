@@ -23,6 +23,7 @@ from cli.commands.report import report
 from cli.commands.run import run
 from cli.commands.sweep import sweep
 from cli.failures import FAILURES, sentence
+from domains.processes import is_main
 
 
 def program_version() -> str:
@@ -45,7 +46,8 @@ class Program(click.Group):
                 raise
             if ctx.params.get("debug"):
                 traceback.print_exc()
-            click.echo(f"depgraph-prune: {sentence(error)}", err=True)
+            if is_main() or not isinstance(error, KeyboardInterrupt):  # which all processes get
+                click.echo(f"depgraph-prune: {sentence(error)}", err=True)
             # 130: what shells say of Ctrl-C, so that scripts can tell it from a failure
             ctx.exit(130 if isinstance(error, KeyboardInterrupt) else 1)
 

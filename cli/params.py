@@ -32,7 +32,10 @@ def key_values(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
 
 def words(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
     """Words by comma, or by repeating the option."""
-    return tuple(word for value in values for word in value.split(",") if word)
+    found = tuple(word for value in values for word in value.split(",") if word)
+    if values and not found:
+        raise click.BadParameter("names nothing.", ctx, param)
+    return found
 
 
 def known_algorithm(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:

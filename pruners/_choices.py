@@ -49,7 +49,7 @@ class Unreachable(DepgraphError):
     def __init__(self, wanted: str, least: float) -> None:
         super().__init__(
             f"{wanted} cannot be reached: with these groups and limits at least {least:.4f} stays; "
-            "prune more kinds, ignore less"
+            "prune more kinds, ignore less, lower min_units or round_to"
         )
 
 

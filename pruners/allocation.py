@@ -124,6 +124,8 @@ def allocator(
     def keep(groups: list[Group], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
         values = {g.name: normalised(g, scores, normalise) for g in groups}
         blocks = {g.name: block_sizes(graph, g, limits, latency) for g in groups}
+        if ratio is not None and not any(map(len, blocks.values())):
+            raise Unreachable(f"a ratio of {ratio:g}", 1.0)
         if per != "unit":
             kept = descend(groups, values, blocks, goal.costs(per), goal.missing(groups))
         else:

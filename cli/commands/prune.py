@@ -129,6 +129,8 @@ def prune(
         raise click.UsageError("name a MODEL, or give a --checkpoint")
     if resume or max_memory is not None:
         raise click.UsageError("--resume and --max-memory go with --checkpoint")
+    if target is not None and data is None:
+        raise click.UsageError("--target is a domain of --data; give both")
     metric, chosen_kinds = metric_and_kinds(metric, kinds)
     scorer = pruners.make_metric(metric, seed=seed)
     if scorer.needs_data and data is None:

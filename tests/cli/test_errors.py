@@ -63,6 +63,18 @@ def test_two_budgets_at_once_are_a_usage_error(invoke: Invoke, tmp_path: Path) -
     failed(invoke("prune", *TINY, *args), "one of --ratio")
 
 
+@pytest.mark.parametrize(
+    ("option", "word"),
+    [("--kinds=,", "--kinds"), ("--target=clay", "--data"), ("--round-to=5000", "round_to")],
+)
+def test_an_option_that_would_change_nothing_is_refused(
+    invoke: Invoke, tmp_path: Path, option: str, word: str
+) -> None:
+    args = ["--metric=l2", "--ratio=0.5", option, "--out", tmp_path / "x"]
+    failed(invoke("prune", *TINY, *args), word)
+    assert not (tmp_path / "x").exists()
+
+
 def test_an_unknown_metric_is_answered_with_a_near_one(invoke: Invoke, tmp_path: Path) -> None:
     failed(invoke("prune", *TINY, "--metric=hesian", "--out", tmp_path / "x"), "'hessian'")
 

@@ -120,6 +120,8 @@ def test_a_group_with_an_ignored_member_stays_whole(pattern: str) -> None:
         ({"ratio": 0.5, "ignore": ["*"]}, "nothing is left"),
         ({"ratio": 0.5, "min_units": -1}, "at least 0"),
         ({"ratio": 0.5, "round_to": 0}, "at least 1"),
+        ({"ratio": 0.5, "round_to": 1000}, "cannot be reached.*round_to"),
+        ({"ratio": 0.5, "min_units": 1000}, "cannot be reached.*min_units"),
         ({"ratio": 0.5, "floor": 2.0}, "between 0 and 1"),
     ],
 )
