@@ -54,8 +54,9 @@ def align_head_dims(
     vectors of ``G^1/2 P C^1/2``, with ``C`` the covariance of what the head gives and ``G`` the
     second moment of the gradient; made orthonormal one after the other, so that the weights keep
     their scale. For q and k: ``q . k`` at random pairs loses least when the last singular
-    directions of ``Cq^1/2 Ck^1/2`` go; both get the same spread in every direction. A part of k
-    that all tokens of an image share does not change a softmax and is left out of ``Ck``.
+    directions of ``Cq^1/2 Ck^1/2`` go; up to a factor for the whole head, which leaves their
+    weights the scale that they had, both get the same spread in every direction. A part of k that
+    all tokens of an image share does not change a softmax and is left out of ``Ck``.
     """
     attentions = find_attentions(graph)
     statistics = _Statistics(model, attentions)
@@ -180,11 +181,18 @@ class _Statistics:
         return moment / total - mean[:, :, None] * mean[:, None, :], gradients
 
     def query_key(self, attention: Attention) -> tuple[Tensor, Tensor, Tensor]:
-        """Moments of q and k, and of the gradient of q, of each head."""
+        """Moments of q and of k, each with trace 1, and of the gradient of q, of each head.
+
+        Were their traces unlike, the turned q would be that much larger than the turned k.
+        """
         whats = ("query", "key", "query_gradients")
         query, key, gradients = (self.sums[attention.output.weight, what] for what in whats)
-        trace = query.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
-        return query / trace.clamp_min(1e-30), key, gradients
+        return _of_trace_one(query), _of_trace_one(key), gradients
+
+
+def _of_trace_one(moments: Tensor) -> Tensor:
+    trace = moments.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+    return moments / trace.clamp_min(1e-30)
 
 
 def _moments(left: Tensor, right: Tensor) -> Tensor:

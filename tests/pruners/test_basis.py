@@ -39,6 +39,15 @@ def test_a_turned_model_computes_the_same(name: str) -> None:
     assert not torch.allclose(turned.blocks[0].attn.qkv.weight, model.blocks[0].attn.qkv.weight)
 
 
+def test_turned_weights_keep_their_scale() -> None:
+    model = tiny(FAMILIES[0])
+    turned = copy.deepcopy(model)
+    align_head_dims(turned, depgraph.trace(model, images()), batches(64))
+    for before, after in zip(model.blocks, turned.blocks, strict=True):
+        pairs = zip(before.attn.qkv.weight.chunk(3), after.attn.qkv.weight.chunk(3), strict=True)
+        assert all(0.5 < (new.norm() / old.norm()).item() < 2 for old, new in pairs)
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_first_dims_of_each_head_carry_most_of_it(name: str) -> None:
     model = randomise(tiny(name))
