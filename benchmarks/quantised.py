@@ -118,8 +118,7 @@ def _onnx_int8(model: nn.Module, images: Tensor) -> Forward:
 
         ready, small = path.with_name("ready.onnx"), path.with_name("int8.onnx")
         quant_pre_process(path, ready, skip_symbolic_shape=True)
-        # By channel: what compensation refits has rows of unlike sizes, which one scale for a whole
-        # matrix would round away.
+        # By channel, as torchao does: the rows of turned queries and keys are of unlike sizes.
         quantize_dynamic(ready, small, weight_type=QuantType.QInt8, per_channel=True)
         return _session(small)
 
