@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import depgraph
+from benchmarks.pages import markdown_table
 from benchmarks.peer import LIMIT_BYTES, LIMIT_S, torch_pruning_half
 from benchmarks.sources import Source, other_sources, timm_family
 from cli.output import table, write_text
@@ -117,19 +118,20 @@ def _cells(r: dict[str, Any]) -> list[str]:
 def _summary(rows: Iterable[dict[str, Any]]) -> str:
     rows = list(rows)
     exact = [r for r in rows if r.get("difference", 1.0) <= 1e-4]
-    text = f"{len(exact)} of {len(rows)} models pruned and exact to 1e-4."
+    text = f"{len(exact)} of {len(rows)} models pruned and exact to 1e-4"
     both = [r for r in exact if r.get("peer", {}).get("outcome") == "runs"]
     if both:
         mine, theirs = sum(r["seconds"] for r in both), sum(r["peer"]["seconds"] for r in both)
         runs = sum(r.get("peer", {}).get("outcome") == "runs" for r in rows)
         text += (
-            f" Torch-Pruning's model runs for {runs}; over the {len(both)} that both prune: "
+            f". Torch-Pruning's model runs for {runs}; over the {len(both)} that both prune: "
             f"{mine:.1f} s against {theirs:.1f} s, {mine / theirs:.2f}"
         )
+    if len(both) > 1:  # one model alone may take a third of the peer's time
         slowest = max(both, key=lambda r: r["peer"]["seconds"])
-        left = (mine - slowest["seconds"]) / max(theirs - slowest["peer"]["seconds"], 1e-9)
-        text += f"; without its slowest, {slowest['model']}, {left:.2f}."
-    return text
+        left = (mine - slowest["seconds"]) / (theirs - slowest["peer"]["seconds"])
+        text += f"; without its slowest, {slowest['model']}, {left:.2f}"
+    return f"{text}."
 
 
 _PEER = (
@@ -139,9 +141,8 @@ _PEER = (
 
 
 def _markdown(rows: list[dict[str, Any]]) -> str:
-    lines = [COLUMNS, ["---"] * len(COLUMNS), *map(_cells, rows)]
     text = "# Models that the engine prunes\n\nMade by `python -m benchmarks.coverage --peer`. "
-    text += f"{_summary(rows)} {_PEER}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    text += f"{_summary(rows)} {_PEER}\n\n{markdown_table(COLUMNS, map(_cells, rows))}"
     text += "\n## What is frozen, and why\n\n"
     for r in rows:
         reasons = "; ".join(f"{reason} ({n})" for reason, n in r.get("frozen", {}).items())

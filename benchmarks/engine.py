@@ -7,7 +7,6 @@ attention written out.
 
 from __future__ import annotations
 
-import io
 import json
 import threading
 import time
@@ -18,21 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import click
-import matplotlib
 import psutil
 import timm
 import torch
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from rich.console import Console
 from torch import nn
 
 import depgraph
 import pruners
-from cli.output import environment, table, write_bytes, write_text
+from benchmarks.pages import markdown_table, png
+from cli.output import table, write_bytes, write_text
 from depgraph.propagate import Propagation
 from depgraph.trace import trace_forward
-
-matplotlib.use("Agg")
 
 SIZES = ("tiny_patch16", "small_patch16", "base_patch16", "large_patch16", "huge_patch14")
 MODELS = tuple(f"vit_{size}_224" for size in SIZES)
@@ -158,7 +155,8 @@ def _in_turns(name: str, ratio: float, rounds: int) -> dict[str, Any]:
 
 def _plot(rows: list[dict[str, Any]]) -> bytes:
     """Seconds over the size of the model, both axes in powers of ten."""
-    figure, axes = plt.subplots(figsize=(8.5, 4.5))
+    figure = Figure(figsize=(8.5, 4.5))
+    axes = figure.subplots()
     sizes = [r["ours"]["model_mib"] for r in rows]
     for step in STEPS:
         axes.plot(sizes, [r["ours"][step] for r in rows], "--", lw=1, label=step)
@@ -168,32 +166,24 @@ def _plot(rows: list[dict[str, Any]]) -> bytes:
         axes.plot(sizes, peer, "rs-", label="Torch-Pruning")
     axes.set(xscale="log", yscale="log", xlabel="MiB of weights", ylabel="seconds")
     axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.tight_layout()
-    made = io.BytesIO()
-    figure.savefig(made, dpi=110, format="png")
-    return made.getvalue()
+    return png(figure)
 
 
 def _markdown(rows: list[dict[str, Any]], ratio: float) -> str:
-    here = environment()
     columns = ["model", "MiB", *STEPS, "total", "Torch-Pruning", "share", "peak extra MiB"]
-    lines = [columns, ["---"] * len(columns)]
+    lines = []
     for r in rows:
-        mine, theirs = r["ours"], r["torch_pruning"] or {"total": float("nan")}
-        seconds = [f"{mine[step]:.2f}" for step in STEPS]
-        both = [mine["total"], theirs["total"], mine["total"] / theirs["total"]]
-        lines.append(
-            [r["model"], f"{mine['model_mib']:.0f}", *seconds]
-            + [f"{value:.2f}" for value in both]
-            + [f"{mine['peak_extra_mib']:.0f}"]
-        )
-    text = (
+        mine = r["ours"]
+        theirs = r["torch_pruning"]["total"] if r["torch_pruning"] else float("nan")
+        seconds = [*(mine[step] for step in STEPS), mine["total"], theirs, mine["total"] / theirs]
+        sizes = [f"{mine[size]:.0f}" for size in ("model_mib", "peak_extra_mib")]
+        lines.append([r["model"], sizes[0], *(f"{value:.2f}" for value in seconds), sizes[1]])
+    return (
         "# Engine\n\nMade by `python -m benchmarks.engine --markdown docs/engine.md`. Seconds to "
         f"prune by L2, {ratio:.0%} of the units, both engines in turns in one process, the fastest "
-        f"round of each; torch {here['versions']['torch']}, {here['machine']['threads']} threads."
-        "\n\n![Seconds over model size](engine.png)\n\n"
+        f"round of each; torch {torch.__version__}, {torch.get_num_threads()} threads.\n\n"
+        f"![Seconds over model size](engine.png)\n\n{markdown_table(columns, lines)}"
     )
-    return text + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 @click.command()

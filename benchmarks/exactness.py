@@ -18,6 +18,7 @@ from rich.progress import track
 
 import depgraph
 import pruners
+from benchmarks.pages import markdown_table
 from cli.output import table, write_text
 from domains import timing
 from tests.reference import (
@@ -135,9 +136,7 @@ def main(
         click.echo(json.dumps(rows))
     cells = [_cells(r) for r in rows]
     if markdown is not None:
-        lines = [COLUMNS, ["---"] * len(COLUMNS), *cells]
-        text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-        write_text(markdown, f"{_HEADING}\n\n{text}")
+        write_text(markdown, f"{_HEADING}\n\n{markdown_table(COLUMNS, cells)}")
     if not as_json:
         Console().print(table("sliced against masked", COLUMNS, cells))
 

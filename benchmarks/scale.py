@@ -8,7 +8,6 @@ half-way and resumed. Each measurement has a process of its own, so that memory 
 from __future__ import annotations
 
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -20,20 +19,18 @@ from pathlib import Path
 from typing import Any
 
 import click
-import matplotlib
 import torch
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from rich.console import Console
 from timm.models.vision_transformer import ParallelScalingBlock, VisionTransformer
 from torch import Tensor, nn
 
 import depgraph
 import pruners
+from benchmarks.pages import markdown_table, png
 from benchmarks.shards import prune_in_shards
-from cli.output import table, write_text
+from cli.output import table, write_bytes, write_text
 from cli.params import Bytes
-
-matplotlib.use("Agg")
 
 DEPTHS = (6, 12, 24, 48, 96)
 SHARDED = "vit_giant_patch14_dinov2"
@@ -139,7 +136,8 @@ def _in_child(study: str, argument: str) -> dict[str, Any]:
 
 
 def _plot(path: Path, depths: list[dict[str, Any]], sharded: dict[str, Any] | None) -> None:
-    figure, axes = plt.subplots(1, 2 if sharded else 1, figsize=(11, 4), squeeze=False)
+    figure = Figure(figsize=(11, 4))
+    axes = figure.subplots(1, 2 if sharded else 1, squeeze=False)
     left = axes[0][0]
     left.plot([d["depth"] for d in depths], [d["total"] for d in depths], "o-", label="all")
     for stage in ("trace + groups", "slice + verify"):
@@ -155,10 +153,7 @@ def _plot(path: Path, depths: list[dict[str, Any]], sharded: dict[str, Any] | No
         right.set(xlabel="seconds", ylabel="GiB resident", title="Memory while pruning in shards")
         right.set_ylim(0, None)
         right.legend()
-    figure.tight_layout()
-    temporary = path.with_name(f".{path.name}.tmp.png")
-    figure.savefig(temporary, dpi=110)
-    os.replace(temporary, path)
+    write_bytes(path, png(figure))
 
 
 def _tables(result: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
@@ -203,8 +198,7 @@ def _markdown(result: dict[str, Any], picture: str | None) -> str:
     if picture:
         text += f"\n![Engine time over depth; memory in shards]({picture})\n"
     for title, columns, rows in _tables(result):
-        lines = [columns, ["---"] * len(columns), *rows]
-        text += f"\n## {title}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        text += f"\n## {title}\n\n{markdown_table(columns, rows)}"
     return text
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from torch import nn
 import depgraph
 from cli.html import template
 from cli.models import example_inputs
-from depgraph import DepgraphError
+from cli.saved import read_record
 
 
 def parent_licence(model: nn.Module) -> str | None:
@@ -33,11 +32,7 @@ def records(place: Path) -> dict[str, Any]:
     for path in (place.parent / "result.json", place / "prune.json"):
         # the result of a run is that of the model that it fine-tuned last
         if path.exists() and (path.name == "prune.json" or place.name == "pruned"):
-            try:
-                record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise DepgraphError(f"'{path}' is damaged: {error}") from error
-            return record
+            return read_record(path)
     return {}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import logging
-import pickle
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,27 +16,11 @@ from safetensors import SafetensorError
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
+from cli.failures import FAILURES
 from cli.saved import load_saved
 from depgraph import DepgraphError
 from depgraph.hub import is_hub_name, is_saved
-
-# What torch, safetensors and timm raise for files that hold no state dict of tensors.
-_UNREADABLE: tuple[type[Exception], ...] = (
-    SafetensorError,
-    pickle.UnpicklingError,
-    RuntimeError,
-    EOFError,
-    LookupError,
-    AttributeError,
-    TypeError,
-    ValueError,
-)
-
-# What constructors of timm raise for arguments they cannot take.
-_REFUSALS: tuple[type[Exception], ...] = (
-    *(TypeError, ValueError, AssertionError, RuntimeError),
-    *(LookupError, ArithmeticError, AttributeError),
-)
+from domains._checkpoint import UNREADABLE
 
 
 def load_model(
@@ -160,7 +143,7 @@ def create_model(name: str, arguments: dict[str, Any], pretrained: bool = False)
             f"'{name}' could not be had from the Hugging Face hub ({type(error).__name__}); give "
             "a timm name with --weights FILE, or with --no-pretrained"
         ) from error
-    except _REFUSALS as error:
+    except FAILURES as error:
         text = str(error).partition("\n")[0]
         if not text or isinstance(error, LookupError):  # whose text is the key alone
             text = f"{type(error).__name__} {text}".rstrip()
@@ -222,7 +205,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         state = load_state_dict(str(path), weights_only=True)
         if not all(isinstance(tensor, Tensor) for tensor in state.values()):
             raise TypeError("not only tensors")
-    except _UNREADABLE as error:
+    except (SafetensorError, *UNREADABLE) as error:
         raise DepgraphError(
             f"'{path}' cannot be read as weights ({type(error).__name__}); give safetensors, or a "
             "torch file of plain tensors"

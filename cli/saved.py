@@ -64,21 +64,21 @@ def saved_in(directory: Path) -> Path | None:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """What a command wrote down as JSON.
+    """An object that a program wrote down as JSON.
 
     Raises
     ------
     DepgraphError
-        When it cannot be read, or is no record.
+        When the file cannot be read, or holds no object.
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DepgraphError(
-            f"'{path}' cannot be read ({error}); make it anew, or choose another directory"
+            f"'{path}' is damaged: {error}; make it anew, or choose another directory"
         ) from error
     if not isinstance(record, dict):
-        raise DepgraphError(f"'{path}' is no record of this tool; choose another directory")
+        raise DepgraphError(f"'{path}' holds no JSON object; choose another directory")
     return record
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 import depgraph
 from cli.models import constructor_arguments, create_model, example_inputs
+from cli.saved import read_record
 from depgraph import DepgraphError
 
 TOKENS = 128
@@ -82,15 +82,7 @@ def load_structure(
 
 def _config(checkpoint: Path) -> dict[str, Any]:
     path = checkpoint / "config.json"
-    if not path.exists():
-        return {}
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DepgraphError(f"'{path}' is damaged: {error}") from error
-    if not isinstance(config, dict):
-        raise DepgraphError(f"'{path}' is damaged: no JSON object")
-    return config
+    return read_record(path) if path.exists() else {}
 
 
 def _transformers(checkpoint: Path) -> tuple[nn.Module, Tensor]:

@@ -59,10 +59,11 @@ def find_dead(p: Propagation, emptied: Iterable[Atom]) -> Dead:
     for name, calls in sorted(p.trace.calls_of.items()):  # what holds others before them
         if any(name.startswith(f"{outer}.") for outer in modules):
             continue
-        own = {key: node for key, node in p.trace.tensors.items() if key.startswith(f"{name}.")}
         made = {node for call in calls for node in p.trace.nodes[call.start : call.end]}
-        used = {user for node in own.values() for user in node.users}
-        if name and own and made.isdisjoint(needed) and used <= made and _pass_on(p, calls):
+        if not name or not made.isdisjoint(needed) or not all(_passes_on(p, c) for c in calls):
+            continue
+        own = {key: node for key, node in p.trace.tensors.items() if key.startswith(f"{name}.")}
+        if own and all(node.users.keys() <= made for node in own.values()):
             modules.add(name)
             nodes |= made
             tensors |= own.keys()
@@ -81,17 +82,13 @@ def _needed(p: Propagation, emptied: Iterable[Atom]) -> set[fx.Node]:
     return needed
 
 
-def _pass_on(p: Propagation, calls: Iterable[ModuleCall]) -> bool:
-    """Whether each call takes one tensor alone, and gives one with the same dimensions and type."""
-    for call in calls:
-        given = (*call.args, *call.kwargs.values())
-        if len(given) != 1 or call.kwargs or not isinstance(given[0], fx.Node):
-            return False
-        if not isinstance(call.output, fx.Node):
-            return False
-        before, after = p.axes(given[0]), p.axes(call.output)
-        if len(before) != len(after) or not all(map(same, before, after)):
-            return False
-        if given[0].meta["val"].dtype != call.output.meta["val"].dtype:
-            return False
-    return True
+def _passes_on(p: Propagation, call: ModuleCall) -> bool:
+    """Whether a call takes one tensor alone, and gives one with the same dimensions and type."""
+    if call.kwargs or len(call.args) != 1:
+        return False
+    given, output = call.args[0], call.output
+    if not isinstance(given, fx.Node) or not isinstance(output, fx.Node):
+        return False
+    before, after = p.axes(given), p.axes(output)
+    alike = len(before) == len(after) and all(map(same, before, after))
+    return alike and given.meta["val"].dtype == output.meta["val"].dtype

@@ -132,6 +132,18 @@ class DependencyGraph:
         """
         return self._needs_a_unit.get(self.group(name)._atom)
 
+    def check_plan(self, plan: Plan) -> None:
+        """Raise DepgraphError for a plan of other groups, or one that empties what cannot be."""
+        sizes = {group.name: group.size for group in self.prunable}
+        for name in {**plan.sizes, **sizes}:
+            if plan.sizes.get(name) != sizes.get(name):
+                raise DepgraphError(
+                    f"the plan is for another model: group '{name}' has {plan.sizes.get(name)} "
+                    f"units in the plan and {sizes.get(name)} in the model; make a plan from this "
+                    "model"
+                )
+        self.check_emptied(plan.kept_units)
+
     def check_emptied(self, kept: Mapping[str, Sequence[int]]) -> None:
         """Refuse to empty a group of which a unit has to stay.
 

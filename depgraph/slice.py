@@ -74,12 +74,5 @@ def _graph_for(plan: Plan, model: nn.Module) -> DependencyGraph:
                 f"the plan is for another model: parameter '{name}' has shape {found}, the plan "
                 f"expects {expected}; make a plan from depgraph.trace of this model"
             )
-    sizes = {group.name: group.size for group in graph.prunable}
-    for name in {**plan.sizes, **sizes}:
-        if plan.sizes.get(name) != sizes.get(name):
-            raise DepgraphError(
-                f"the plan is for another model: group '{name}' has {plan.sizes.get(name)} units "
-                f"in the plan and {sizes.get(name)} in the model; make a plan from this model"
-            )
-    graph.check_emptied(plan.kept_units)
+    graph.check_plan(plan)
     return graph

@@ -22,11 +22,11 @@ from domains.recipe import FinetuneSettings
 from domains.split import Split
 
 FILE_NAME = "checkpoint.pt"
-_UNREADABLE = (
-    *(OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError),
-    *(pickle.UnpicklingError, struct.error, IndexError, AttributeError),
+UNREADABLE = (
+    *(RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError),
+    *(pickle.UnpicklingError, struct.error),
 )
-"""What `torch.load` raises for files that are no checkpoint."""
+"""What `torch.load` raises for files that it did not write."""
 
 _FREE = ("device", "num_workers", "cache_mib")  # settings that may change on a resume
 
@@ -89,7 +89,7 @@ def load_checkpoint(directory: Path, identity: Mapping[str, Any]) -> dict[str, A
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         saved = dict(state["identity"])
-    except _UNREADABLE as error:
+    except (OSError, *UNREADABLE) as error:
         raise DepgraphError(
             f"{path} is no readable checkpoint; delete it or train without resume"
         ) from error

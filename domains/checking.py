@@ -12,7 +12,7 @@ from pathlib import Path
 from depgraph import DepgraphError
 from domains._images import IMAGE_SUFFIXES, verify_image
 from domains._progress import progress_bar
-from domains.folders import check_name
+from domains.folders import check_name, leads_nowhere
 from domains.known import KNOWN, KnownData, recognise
 
 Listing = dict[str, dict[str, tuple[Path, ...]]]
@@ -135,11 +135,7 @@ def _folders(folder: Path, problems: list[str]) -> list[Path]:
         for path in entries
         if not path.is_dir() and path.suffix.lower() in IMAGE_SUFFIXES
     ]
-    problems += [
-        f"{path} is a link to nothing"
-        for path in entries
-        if path.is_symlink() and not path.exists()
-    ]
+    problems += [f"{path} is a link to nothing" for path in filter(leads_nowhere, entries)]
     return [path for path in entries if path.is_dir()]
 
 

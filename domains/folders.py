@@ -100,10 +100,15 @@ def _visible(folder: Path) -> list[Path]:
         raise DepgraphError(f"cannot list {folder}: {error.strerror}") from error
 
 
+def leads_nowhere(path: Path) -> bool:
+    """Whether a path is a link to what is not there."""
+    return path.is_symlink() and not path.exists()
+
+
 def _subfolders(folder: Path) -> list[Path]:
     entries = _visible(folder)
     for path in entries:
-        if path.is_symlink() and not path.exists():
+        if leads_nowhere(path):
             raise DepgraphError(f"{path} is a link to nothing; mend or remove it")
         if not path.is_dir() and path.suffix.lower() in IMAGE_SUFFIXES:
             raise DepgraphError(

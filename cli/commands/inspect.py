@@ -125,13 +125,7 @@ def _plan(graph: DependencyGraph, path: Path) -> depgraph.Plan:
         plan = depgraph.Plan.from_json(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise DepgraphError(f"'{path}' is no plan: it is no text") from error
-    sizes = {group.name: group.size for group in graph.prunable}
-    other = next((n for n in plan.kept_units if plan.sizes[n] != sizes.get(n, plan.sizes[n])), None)
-    if other is not None:
-        raise DepgraphError(
-            f"'{path}' is for another model: group '{other}' has {sizes[other]} units, not "
-            f"{plan.sizes[other]}"
-        )
+    graph.check_plan(plan)
     return graph.plan(plan.kept_units)
 
 

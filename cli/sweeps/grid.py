@@ -189,9 +189,13 @@ def _typed(path: Path, said: Mapping[str, Any], name: str, kind: type) -> Any:
 def _resources(path: Path, said: Mapping[str, Any]) -> dict[str, float]:
     resources: dict[str, Any] = _typed(path, said, "ray", dict) or {}
     for name, amount in resources.items():
-        if not isinstance(amount, int | float):
-            raise DepgraphError(f"'{path}': {name} of ray is {amount!r}; it must be a number")
+        _check_number(path, f"{name} of ray", amount)
     return resources
+
+
+def _check_number(path: Path, name: str, value: Any) -> None:
+    if not isinstance(value, int | float):
+        raise DepgraphError(f"'{path}': {name} is {value!r}; it must be a number")
 
 
 def _plain(path: Path, name: str, value: Any) -> None:
@@ -234,9 +238,8 @@ def _axes(path: Path, said: Mapping[str, Any]) -> Iterator[tuple[str, tuple[Any,
         if not values:
             raise DepgraphError(f"'{path}': {name} is an empty list; leave it out")
         if name in BUDGETS:
-            wrong = [share for share in values if not isinstance(share, int | float)]
-            if wrong:
-                raise DepgraphError(f"'{path}': {name} is {wrong[0]!r}; it must be a number")
+            for share in values:
+                _check_number(path, name, share)
             budgets += [(name, share) for share in values]
         else:
             yield name, values

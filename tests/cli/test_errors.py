@@ -92,9 +92,10 @@ def test_weights_that_do_not_fit_name_the_first_parameter(invoke: Invoke, tmp_pa
 
 def test_weights_that_are_no_weights_are_refused(invoke: Invoke, tmp_path: Path) -> None:
     (tmp_path / "text.safetensors").write_bytes(b"not weights at all")
+    (tmp_path / "text.pt").write_bytes(b"junk")
     torch.save([1, 2], tmp_path / "list.pt")
     torch.save({"epoch": 3}, tmp_path / "numbers.pt")
-    for name in ("text.safetensors", "list.pt", "numbers.pt"):
+    for name in ("text.safetensors", "text.pt", "list.pt", "numbers.pt"):
         args = ["--weights", tmp_path / name, "--metric=l2", "--out", tmp_path / "x"]
         failed(invoke("prune", *TINY, *args), "cannot be read as weights", name)
 

@@ -59,6 +59,22 @@ def test_frozen_dimensions_take_two_views_without_conflict() -> None:
     assert all(atom.frozen is None for atom in axis_atoms(algebra.resolve(channels)))
 
 
+def test_parts_of_a_frozen_dimension_are_frozen_for_its_reason() -> None:
+    algebra = Algebra()
+    windows, tokens = algebra.regroup([algebra.new(24, "batch")], [4, 6], "view")
+    assert [atom.frozen for atom in axis_atoms((*windows, *tokens))] == ["batch", "batch"]
+
+
+def test_what_a_view_leaves_whole_is_not_frozen_with_what_it_mixes() -> None:
+    algebra = Algebra()
+    batch, side, width = algebra.new(5), algebra.new(6), algebra.new(8)
+    algebra.regroup([side], [2, 3], "view one")
+    mixed = algebra.regroup([batch, side, width], [5, 3, 16], "view two")
+    assert mixed[0] == batch and mixed[2][-1:] == width
+    assert [atom.frozen for atom in axis_atoms((*batch, *width))] == [None, None]
+    assert all("view two" in str(atom.frozen) for atom in axis_atoms(algebra.resolve(side)))
+
+
 def test_what_meets_a_frozen_dimension_is_frozen_for_the_same_reason() -> None:
     algebra = Algebra()
     free = algebra.new(8)
