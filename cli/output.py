@@ -94,6 +94,12 @@ def check_replaceable(path: Path) -> None:
         raise DepgraphError(f"'{path}' is no ordinary file; choose another place")
 
 
+def check_apart(out: Path, data: Path) -> None:
+    """Refuse results in the folder of the images: the next call would take them for a domain."""
+    if out.resolve().is_relative_to(data.resolve()):
+        raise DepgraphError(f"'{out}' is in the folder of images '{data}'; choose another --out")
+
+
 def write_json(path: Path, data: Any) -> None:
     """Write JSON whole or not at all."""
     write_text(path, json.dumps(data, indent=1))

@@ -74,12 +74,25 @@ def run_pipeline(
         raise DepgraphError(
             f"'{out}' is not empty; choose another --out, or continue it with --resume"
         )
+    _check_enough(split, settings)
     stages = Stages(model, split, settings, out, progress, dense_at or out, fresh, log, track)
     stages.dense()
     stages.scheduled()
     stages.pruned()
     stages.recovered()
     return stages.result(more or {})
+
+
+def _check_enough(split: Split, settings: RunSettings) -> None:
+    """Refuse, before any training, more images than the cut will find."""
+    images = sum(map(len, split.train.values()))
+    for name in ("num_samples", "num_calibration"):
+        wanted = settings.pruning.get(name)
+        if wanted is not None and wanted > images:
+            raise DepgraphError(
+                f"{name} is {wanted}, but the sources have {images} images for training; ask for "
+                "at most that many"
+            )
 
 
 def train_dense(

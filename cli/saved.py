@@ -32,11 +32,7 @@ def load_saved(directory: Path, *, num_classes: int | None = None, seed: int = 0
     DepgraphError
         When there is none, or it cannot have that many classes.
     """
-    place = saved_in(directory)
-    if place is None:
-        what = "has no saved model in it" if directory.is_dir() else "is no directory"
-        raise DepgraphError(f"'{directory}' {what}; give one that prune, finetune or run wrote")
-    model = depgraph.load(place).eval()
+    model = depgraph.load(check_saved(directory)).eval()
     if num_classes is None or num_classes == getattr(model, "num_classes", num_classes):
         return model
     reset = getattr(model, "reset_classifier", None)
@@ -48,6 +44,15 @@ def load_saved(directory: Path, *, num_classes: int | None = None, seed: int = 0
     reset(num_classes)
     click.echo(f"note: '{directory}' gets a head for {num_classes} classes, at random", err=True)
     return model.eval()
+
+
+def check_saved(directory: Path) -> Path:
+    """Where the saved model of a directory is; refused where there is none."""
+    place = saved_in(directory)
+    if place is None:
+        what = "has no saved model in it" if directory.is_dir() else "is no directory"
+        raise DepgraphError(f"'{directory}' {what}; give one that prune, finetune or run wrote")
+    return place
 
 
 def saved_in(directory: Path) -> Path | None:

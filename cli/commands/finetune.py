@@ -22,7 +22,7 @@ from cli.options import (
     track_option,
     training_options,
 )
-from cli.output import emit, environment, percent, table, write_json
+from cli.output import check_apart, emit, environment, percent, table, write_json
 from cli.said import algorithm_said
 from cli.saved import compensated_share, load_saved, saved_in
 from cli.settings import recovery_settings
@@ -75,6 +75,8 @@ def finetune(
     said = algorithm_said(algorithm, algorithm_args)
     if recipe is not None and domains.RECIPES[recipe].distill and teacher is None:
         raise click.UsageError(f"--recipe {recipe} learns from a dense model; give it as --teacher")
+    out = out or saved_in(directory) or directory
+    check_apart(out, data)
     found = domains.load_domains(data, progress=not as_json)
     model = load_saved(directory, num_classes=len(found.classes), seed=seed)
     split = domains.leave_one_out(found, target, seed=seed, split_by=split_by)  # type: ignore[arg-type]
@@ -91,7 +93,6 @@ def finetune(
         amp=amp,
         **said,
     )
-    out = out or saved_in(directory) or directory
     with tracked(track, out, "recovery", {"model": str(directory), "target": target}) as on_epoch:
         trained = domains.finetune(
             model,

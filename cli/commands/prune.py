@@ -25,6 +25,7 @@ from cli.options import (
     seed_option,
     split_option,
 )
+from cli.output import check_apart
 from cli.params import Bytes
 from cli.precision import with_precision
 from cli.pruned import report
@@ -138,6 +139,8 @@ def prune(
     if compensate and data is None:
         raise DepgraphError("--compensate looks at images; say where with --data")
     found = None
+    if data is not None:
+        check_apart(out, data)
     if data is not None and (scorer.needs_data or compensate is not False):
         found = domains.load_domains(data, progress=not as_json)
     if found is not None and num_classes is None and not Path(model_name).is_dir():

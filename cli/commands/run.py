@@ -32,7 +32,7 @@ from cli.options import (
     track_option,
     training_options,
 )
-from cli.output import emit, percent, table, write_text
+from cli.output import check_apart, emit, percent, table, write_text
 from cli.params import Number
 from cli.pipeline import run_pipeline
 from cli.precision import half
@@ -75,6 +75,7 @@ def run(
     Nothing of the --target domain is used before the last step measures on it.
     """
     budget(**{name: options[name] for name in BUDGETS})  # refused before the data is read
+    check_apart(out, data)
     found = domains.load_domains(data, progress=not as_json)
     job = make_job(found, progress=not as_json, **options)
     result = run_pipeline(

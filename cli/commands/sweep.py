@@ -15,7 +15,7 @@ from rich.progress import Progress
 
 import domains
 from cli.options import json_option
-from cli.output import command_line, emit, note, table
+from cli.output import check_apart, command_line, emit, note, table
 from cli.run_stages import dense_identity
 from cli.sweeps.grid import Grid, read_grid
 from cli.sweeps.work import (
@@ -85,6 +85,8 @@ def sweep(
         workers=workers or 1,
         command=command_line(),
     )
+    if not place.digits:
+        check_apart(place.out, place.data)
     with tempfile.TemporaryDirectory() as scratch:
         place, found = _data(place, grid, Path(scratch) if dry_run else None, not as_json)
         tasks = _tasks(place, grid, found)

@@ -136,7 +136,7 @@ def read_grid(path: Path) -> Grid:
         values of a wrong kind.
     """
     try:
-        text = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise DepgraphError(f"'{path}' is no TOML: {error}") from error
     said: dict[str, Any] = {}

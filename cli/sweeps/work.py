@@ -23,6 +23,7 @@ from cli.commands.run import Job, make_job
 from cli.failures import FAILURES, sentence
 from cli.output import note, write_json, write_text
 from cli.pipeline import run_pipeline, train_dense
+from cli.saved import check_saved
 from cli.settings import controlled
 from cli.starts import DIGITS, TIMM
 from cli.sweeps.grid import Cell
@@ -90,6 +91,8 @@ def check_model(place: Place, cell: Cell) -> None:
     names = ("pretrained", "weights", "img_size", "model_args")
     start = DIGITS if place.digits else TIMM
     start.check(options["model_name"], **{name: options[name] for name in names})
+    if options["dense"] is not None:
+        check_saved(options["dense"])
 
 
 def dense_directory(place: Place, key: str) -> Path:

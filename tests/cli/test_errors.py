@@ -133,6 +133,28 @@ def test_per_head_dims_beside_a_refit_are_refused_before_any_training(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("option", ["--num-calibration", "--num-samples"])
+def test_more_images_than_there_are_is_refused_before_any_training(
+    invoke: Invoke, run: list[object], tmp_path: Path, option: str
+) -> None:
+    failed(invoke(*run, "--metric=taylor", f"{option}=1000"), "1000", "images")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", ["run", "prune", "finetune"])
+def test_results_in_the_folder_of_images_are_refused(
+    invoke: Invoke, run: list[object], data: Path, tmp_path: Path, command: str
+) -> None:
+    calls: dict[str, list[object]] = {
+        "run": [*run],
+        "prune": ["prune", *TINY, "--ratio=0.5", "--data", data],
+        "finetune": ["finetune", tmp_path, "--data", data, "--target=wool"],
+    }
+    inside = data / "results"
+    failed(invoke(*calls[command], "--out", inside), "folder of images")
+    assert not inside.exists()
+
+
 def test_an_unknown_target_is_answered_with_near_names(invoke: Invoke, run: list[object]) -> None:
     failed(invoke(*run, "--target=wol"), "wool")
 

@@ -178,6 +178,11 @@ def test_a_dry_run_lists_the_runs_and_writes_nothing(invoke: Invoke, tmp_path: P
     assert all(row["state"] == "to do" for row in summary["runs"]) and not out.exists()
 
 
+def test_a_file_that_begins_with_a_byte_order_mark_is_read(invoke: Invoke, tmp_path: Path) -> None:
+    grid = written(tmp_path, "\ufeff" + GRID)  # as editors on Windows write it
+    assert invoke("sweep", grid, "--dry-run", "--out", tmp_path / "out").exit_code == 0
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [
@@ -200,6 +205,7 @@ def test_a_dry_run_lists_the_runs_and_writes_nothing(invoke: Invoke, tmp_path: P
         ("models = []", "models is empty"),
         ('data = ""', "data is empty"),
         ("ray = {num_cpus = 'two'}", "num_cpus"),
+        ("dense = 'gone'", "'gone' is no directory"),
     ],
 )
 def test_a_bad_file_is_refused_with_the_way_out(
