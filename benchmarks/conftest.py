@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+import torch
 
 from benchmarks.runtimes import PRECISIONS, RUNTIMES
 
@@ -36,6 +39,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         )
     group.addoption("--full", action="store_true", help="the whole grid, for hours")
     group.addoption("--seconds", type=float, default=2.0, help="of timing in turns, each case  [2]")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
+    """What the times depend on, into the JSON."""
+    machine_info["torch"] = torch.__version__
+    machine_info["threads"] = torch.get_num_threads()
+    machine_info["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

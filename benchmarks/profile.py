@@ -1,192 +1,212 @@
-"""Where the time of a dense and a pruned model goes, by kind of op, beside what the device can do.
+"""Where the time of a dense and of pruned models goes, by kind of op, beside their roofline.
 
-``python -m benchmarks.profile vit_base_patch16_224 --ratio 0.5``. The roofline: an op cannot be
-faster than its operations at the device's peak, nor than its bytes at the memory's bandwidth; both
-are measured first, by a large matrix product and a large copy (Williams et al., "Roofline",
-Communications of the ACM, 2009).
+``python -m benchmarks.profile vit_base_patch16_224 --batch-size 1``; ``--markdown`` makes a page.
+Beside the dense model: pruned, pruned to sizes that the device is fast at, that one folded as
+`export` folds it, and a model born small (`benchmarks.born`).
 """
 
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable
-from math import prod
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import click
 import timm
 import torch
+from matplotlib.figure import Figure
 from rich.console import Console
-from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 import depgraph
 import pruners
-from depgraph.work import Job, batch_atoms, work_of
+from benchmarks.born import born_small
+from benchmarks.pages import markdown_table, png
+from benchmarks.roofline import Demands, demands, kind_of, roof
+from cli.output import table, write_bytes, write_text
+from depgraph.export import export_program
 from domains._memory import quiet_profiler
+from domains.timing import device_name
 
-KINDS = {
-    "linear": ("addmm", "linear", "mm"),
-    "matmul": ("bmm", "baddbmm", "matmul"),
-    "attention": ("_scaled_dot_product", "_flash_attention", "_efficient_attention"),
-    "conv": ("convolution", "conv2d", "conv1d", "conv3d"),
-    "norm": ("layer_norm", "native_layer_norm", "rms_norm", "batch_norm", "group_norm"),
-    "softmax": ("softmax", "_softmax"),
-    "gather": ("index", "gather", "embedding"),
-    "copy": ("copy_", "cat", "clone", "contiguous"),
-    "pointwise": ("gelu", "add", "mul", "relu", "silu", "sigmoid", "div", "sub"),
-}
-"""Names of ops by kind; of what is not listed, time is ``other``."""
+Times = dict[str, float]
+"""Milliseconds of one forward by kind of op."""
+
+COLUMNS = ("kind", "ms", "share", "roof, ms", "of the roof", "bound by")
 
 
-def kind_of(op: str) -> str:
-    """Kind of an op by its profiler name."""
-    name = op.removeprefix("aten::").removeprefix("mkldnn_").removeprefix("cudnn_")
-    for kind, names in KINDS.items():
-        if name in names or any(n.startswith("_") and name.startswith(n) for n in names):
-            return kind
-    return "other"
-
-
-def times_by_kind(model: nn.Module, images: torch.Tensor, rounds: int) -> dict[str, float]:
-    """Milliseconds of one forward that each kind of op takes itself."""
+def times_by_kind(model: Callable[[Tensor], object], images: Tensor, rounds: int) -> Times:
+    """Milliseconds of one forward that each kind of op takes itself, the least of some rounds."""
     cuda = images.is_cuda
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
+    found: list[Times] = []
     with quiet_profiler(), torch.inference_mode():
         model(images)
-        with profile(activities=activities) as profiler:
-            for _ in range(rounds):
+        for _ in range(rounds):
+            with profile(activities=activities) as profiler:
                 model(images)
-    found: dict[str, float] = {}
-    for event in profiler.key_averages():
-        spent = event.self_device_time_total if cuda else event.self_cpu_time_total
-        kind = kind_of(event.key)
-        found[kind] = found.get(kind, 0.0) + spent / 1e3 / rounds
-    return found
+            times: Times = {}
+            for event in profiler.key_averages():
+                spent = event.self_device_time_total if cuda else event.self_cpu_time_total
+                kind = kind_of(event.key)
+                times[kind] = times.get(kind, 0.0) + spent / 1e3
+            found.append(times)
+    return min(found, key=lambda times: sum(times.values()))
 
 
-def demands(model: nn.Module, images: torch.Tensor) -> dict[str, tuple[float, float]]:
-    """Floating point operations and bytes of each kind of op, at the least."""
-    p = depgraph.trace(model, images[:1]).propagation
-    batch = dict.fromkeys(batch_atoms(p), len(images))
-    found: dict[str, tuple[float, float]] = {}
-    for work in work_of(p):
-        if work.kind in ("call", "module"):
-            continue
-        flops, elements = _demand(work.job(batch))
-        kind = _profile_kind(work.job(batch))
-        before = found.get(kind, (0.0, 0.0))
-        found[kind] = (before[0] + flops, before[1] + elements * images.element_size())
-    return found
-
-
-def _demand(job: Job) -> tuple[float, float]:
-    """Operations, and elements read and written."""
-    kind, fixed, sizes = job
-    if kind == "linear":
-        rows, inner, out = sizes
-        return 2 * prod(sizes), rows * inner + inner * out + rows * out
-    if kind == "matmul":
-        batch, rows, inner, columns = sizes
-        return 2 * prod(sizes), batch * (rows * inner + inner * columns + rows * columns)
-    if kind == "attention":
-        batch, heads, q, k, *dims = sizes
-        both = dims[0] + dims[-1]
-        return 2 * batch * heads * q * k * both, batch * heads * (q + k) * both
-    if kind == "conv":
-        batch, groups, inner, out, *extents = sizes
-        said = json.loads(fixed)
-        strides = said["stride"] * len(extents) if len(said["stride"]) == 1 else said["stride"]
-        places = prod(n // s for n, s in zip(extents, strides, strict=True))
-        weights = groups * inner * out * prod(said["kernel"])
-        return 2 * batch * places * weights, weights + batch * groups * (
-            inner * prod(extents) + out * places
-        )
-    return 5 * prod(sizes), 2 * prod(sizes)
-
-
-def _profile_kind(job: Job) -> str:
-    return (
-        kind_of("aten::" + json.loads(job[1])["op"].split(".")[1]) if job[0] == "rows" else job[0]
+def variants(
+    model: nn.Module, name: str, images: Tensor, ratio: float, latency_table: str | None
+) -> dict[str, tuple[Callable[[Tensor], object], Demands]]:
+    """The models of one row of the page, with what they need."""
+    cut: dict[str, Any] = {"example_inputs": images[:1], "metric": "l2"}
+    small, plan = pruners.prune(model, **cut, ratio=ratio)
+    share = plan.macs / depgraph.count_macs(model, images[:1])
+    clock = {"batch_size": len(images), "device": str(images.device), "file": latency_table}
+    auto, _ = pruners.prune(
+        model, **cut, target={"macs": share}, round_to="auto", latency={**clock, "progress": True}
     )
+    folded = export_program(auto, images[:1])[0].module()
+    made: dict[str, nn.Module] = {
+        "dense": model,
+        "pruned": small,
+        "pruned, auto": auto,
+        "born small": born_small(name, plan.macs).to(images.device),
+    }
+    found: dict[str, tuple[Callable[[Tensor], object], Demands]] = {}
+    for key, variant in made.items():
+        found[key] = variant, demands(variant, images)
+        if key == "pruned, auto":
+            found["pruned, auto, folded"] = folded, found[key][1]
+    return found
 
 
-def roof(device: str, dtype: torch.dtype) -> tuple[float, float]:
-    """Peak operations and bytes a second, as a large product and a large copy attain them."""
-    a = torch.randn(2048, 2048).to(device, dtype)
-    big = torch.empty(1 << 26, dtype=dtype, device=device)
-    target = torch.empty_like(big)
-    flops = 2 * 2048**3 / _seconds(lambda: a @ a, device)
-    return flops, 2 * big.nbytes / _seconds(lambda: target.copy_(big), device)
+def rows_of(
+    times: Times, needed: Demands, flops: float, bandwidth: float
+) -> dict[str, dict[str, Any]]:
+    """By kind of op, the longest first: time, the least that it could be, and why."""
+    rows = {}
+    for kind, spent in sorted(times.items(), key=lambda item: -item[1]):
+        operations, moved = needed.get(kind, (0.0, 0.0))
+        bound = max(operations / flops, moved / bandwidth) * 1e3
+        limit = "memory" if moved / bandwidth > operations / flops else "compute"
+        rows[kind] = {"ms": spent, "roof_ms": bound, "bound_by": limit if bound else ""}
+    return rows
 
 
-def _seconds(run: Callable[[], object], device: str) -> float:
-    best = float("inf")
-    for _ in range(5):
-        start = time.perf_counter()
-        run()
-        if device.startswith("cuda"):
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
-    return best
+def lines_of(rows: dict[str, dict[str, Any]]) -> Iterable[tuple[str, ...]]:
+    """The same as a table."""
+    total = sum(row["ms"] for row in rows.values())
+    for kind, row in rows.items():
+        reached = f"{row['roof_ms'] / row['ms']:.0%}" if row["ms"] and row["roof_ms"] else ""
+        share, least = f"{row['ms'] / total:.1%}", f"{row['roof_ms']:.2f}"
+        yield kind, f"{row['ms']:.2f}", share, least, reached, row["bound_by"]
+
+
+def title_of(result: dict[str, Any], key: str) -> str:
+    """What a table is of."""
+    total = sum(row["ms"] for row in result["models"][key].values())
+    return f"{result['model']}, {key}, batch {result['batch_size']}: {total:.1f} ms"
+
+
+def _plot(results: list[dict[str, Any]]) -> bytes:
+    """Bars of time by kind of op, a bar for each model; a tick where its roof is."""
+    figure = Figure(figsize=(9, 0.9 + 1.9 * len(results)))
+    panels = figure.subplots(len(results), squeeze=False)[:, 0]
+    kinds = list(dict.fromkeys(k for r in results for rows in r["models"].values() for k in rows))
+    for axes, result in zip(panels, results, strict=True):
+        names = list(result["models"])[::-1]
+        left = [0.0] * len(names)
+        for number, kind in enumerate(kinds):
+            spent = [result["models"][n].get(kind, {"ms": 0.0})["ms"] for n in names]
+            axes.barh(names, spent, left=left, color=f"C{number}", label=kind)
+            left = [a + b for a, b in zip(left, spent, strict=True)]
+        roofs = [sum(row["roof_ms"] for row in result["models"][n].values()) for n in names]
+        axes.plot(roofs, names, "k|", markersize=16, markeredgewidth=2, label="roof")
+        axes.set(title=f"{result['model']}, batch {result['batch_size']}", xlabel="ms")
+    panels[0].legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
+    return png(figure)
+
+
+def _markdown(results: list[dict[str, Any]], ratio: float, command: str) -> str:
+    first = results[0]
+    parts = [
+        "# Where the time goes\n\n"
+        f"Made by `{command}`. Milliseconds of one forward in torch, by kind of op, float32, on "
+        f"{first['device']} ({first['threads']} threads), torch {torch.__version__}. Random "
+        f"weights; pruned by L2 of {ratio:.0%} of the units, *auto* to the same MACs in sizes "
+        "that the device is fast at, *folded* as `export` writes it, *born small* a timm model of "
+        "those MACs. The roof is the least that the sums and the memory allow: "
+        f"{first['peak_gflops']:.0f} GFLOP/s and {first['peak_gbs']:.0f} GB/s were measured by a "
+        "large product and a large copy.\n\n![Time by kind of op](profile.png)\n"
+    ]
+    for result in results:
+        for key, rows in result["models"].items():
+            parts.append(f"\n{title_of(result, key)}\n\n{markdown_table(COLUMNS, lines_of(rows))}")
+    return "".join(parts)
+
+
+def measure(
+    name: str, ratio: float, batch: int, device: str, rounds: int, latency_table: str | None
+) -> dict[str, Any]:
+    """The times of all models at one batch size, and what the device can do."""
+    model: Any = timm.create_model(name).eval().to(device)
+    size = timm.data.resolve_data_config({}, model=model)["input_size"]
+    images = torch.randn(batch, *size, device=device)
+    flops, bandwidth = roof(device, torch.float32)
+    models = {
+        key: rows_of(times_by_kind(run, images, rounds), needed, flops, bandwidth)
+        for key, (run, needed) in variants(model, name, images, ratio, latency_table).items()
+    }
+    return {
+        "model": name,
+        "batch_size": batch,
+        "device": device_name(torch.device(device)),
+        "threads": torch.get_num_threads(),
+        "peak_gflops": flops / 1e9,
+        "peak_gbs": bandwidth / 1e9,
+        "models": models,
+    }
 
 
 @click.command()
-@click.argument("name", default="vit_base_patch16_224")
-@click.option("--ratio", default=0.5, show_default=True)
-@click.option("--batch-size", default=1, show_default=True)
+@click.argument("names", nargs=-1)
+@click.option("--ratio", default=0.5, show_default=True, help="Share of units removed.")
+@click.option("--batch-size", "batches", multiple=True, type=int, default=(1,), show_default=True)
 @click.option("--device", default="cpu", show_default=True)
-@click.option("--rounds", default=5, show_default=True)
-@click.option("--round-to", default="1", show_default=True, help="A number, or auto.")
+@click.option("--rounds", default=5, show_default=True, help="The fastest counts.")
+@click.option("--latency-table", help="File of the table  [in the user's cache folder].")
 @click.option("--json", "as_json", is_flag=True)
+@click.option("--markdown", type=click.Path(path_type=Path, dir_okay=False), help="With a plot.")
 def main(
-    name: str,
+    names: tuple[str, ...],
     ratio: float,
-    batch_size: int,
+    batches: tuple[int, ...],
     device: str,
     rounds: int,
-    round_to: str,
+    latency_table: str | None,
     as_json: bool,
+    markdown: Path | None,
 ) -> None:
-    """Print a table for each model, or one JSON object."""
+    """Print a table for each model and batch size, or one JSON list."""
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise click.UsageError(f"device '{device}' is not there; use cpu")
-    model = timm.create_model(name).eval().to(device)
-    size = timm.data.resolve_data_config({}, model=model)["input_size"]
-    images = torch.randn(batch_size, *size, device=device)
-    step = round_to if round_to == "auto" else int(round_to)
-    small, _ = pruners.prune(model, images, "l2", ratio, round_to=step)
-    flops, bandwidth = roof(device, torch.float32)
-    result: dict[str, Any] = {
-        "model": name,
-        "peak_gflops": flops / 1e9,
-        "peak_gbs": bandwidth / 1e9,
-    }
-    for key, made in (("dense", model), ("pruned", small)):
-        needed = demands(made, images)
-        rows: dict[str, dict[str, Any]] = {}
-        for kind, spent in times_by_kind(made, images, rounds).items():
-            operations, moved = needed.get(kind, (0.0, 0.0))
-            bound = max(operations / flops, moved / bandwidth) * 1e3
-            limit = "memory" if moved / bandwidth > operations / flops else "compute"
-            rows[kind] = {"ms": spent, "roof_ms": bound, "bound_by": limit if bound else ""}
-        result[key] = dict(sorted(rows.items(), key=lambda item: -item[1]["ms"]))
+    results = [
+        measure(name, ratio, batch, device, rounds, latency_table)
+        for name in names or ("vit_base_patch16_224",)
+        for batch in batches
+    ]
+    if markdown is not None:
+        said = "".join(f" --batch-size {batch}" for batch in batches)
+        command = f"python -m benchmarks.profile {' '.join(names)}{said} --markdown {markdown}"
+        write_bytes(markdown.with_suffix(".png"), _plot(results))
+        write_text(markdown, _markdown(results, ratio, command))
     if as_json:
-        click.echo(json.dumps(result))
+        click.echo(json.dumps(results))
         return
-    console = Console()
-    for key in ("dense", "pruned"):
-        total = sum(row["ms"] for row in result[key].values())
-        table = Table(title=f"{name}, {key}: {total:.1f} ms at batch {batch_size}")
-        for column in ("kind", "ms", "share", "roof ms", "of the roof", "bound by"):
-            table.add_column(column)
-        for kind, row in result[key].items():
-            reached = f"{row['roof_ms'] / row['ms']:.0%}" if row["ms"] and row["roof_ms"] else ""
-            part, roof_ms = f"{row['ms'] / total:.1%}", f"{row['roof_ms']:.2f}"
-            table.add_row(kind, f"{row['ms']:.2f}", part, roof_ms, reached, row["bound_by"])
-        console.print(table)
+    for result in results:
+        for key, rows in result["models"].items():
+            Console().print(table(title_of(result, key), COLUMNS, list(lines_of(rows))))
 
 
 if __name__ == "__main__":
