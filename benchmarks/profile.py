@@ -18,6 +18,7 @@ import torch
 from matplotlib.figure import Figure
 from rich.console import Console
 from torch import Tensor, nn
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 import depgraph
@@ -47,7 +48,9 @@ def times_by_kind(model: Callable[[Tensor], object], images: Tensor, rounds: int
             with profile(activities=activities) as profiler:
                 model(images)
             times: Times = {}
-            for event in profiler.key_averages():
+            # Kernels have rows of their own too: an op's row holds what its kernels took.
+            ops = [e for e in profiler.key_averages() if e.device_type == DeviceType.CPU]
+            for event in ops:
                 spent = event.self_device_time_total if cuda else event.self_cpu_time_total
                 kind = kind_of(event.key)
                 times[kind] = times.get(kind, 0.0) + spent / 1e3
