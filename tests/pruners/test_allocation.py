@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 import depgraph
 import pruners
@@ -139,3 +139,16 @@ def test_scores_that_are_missing_misshapen_or_not_finite_are_refused() -> None:
             pruners.allocate(GRAPH, {**scores(), **broken}, ratio=0.5)
     with pytest.raises(depgraph.DepgraphError, match="no scores for group"):
         pruners.allocate(GRAPH, {}, ratio=0.5)
+
+
+def test_a_share_of_macs_that_a_model_does_not_have_is_refused() -> None:
+    class Factors(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = nn.Embedding(5, 8), nn.Parameter(torch.ones(8))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (self.up(x) * self.down).sum(-1)
+
+    with pytest.raises(depgraph.DepgraphError, match="no macs at all"):
+        pruners.prune(Factors(), torch.arange(5)[None], "l1", target={"macs": 0.5})
