@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from numbers import Real
 from typing import Any
 
 import torch
@@ -268,7 +269,7 @@ class _Goal:
         self.latency = latency
         self.ratio = ratio
         if ratio is not None:
-            if not 0 < ratio < 1:
+            if not isinstance(ratio, Real) or not 0 < ratio < 1:
                 raise DepgraphError(f"ratio is {ratio}; the share removed must lie between 0 and 1")
             return
         assert target is not None
@@ -278,7 +279,7 @@ class _Goal:
                 "{'latency': share}"
             )
         ((self.what, self.share),) = target.items()
-        if not 0 < self.share < 1:
+        if not isinstance(self.share, Real) or not 0 < self.share < 1:
             raise DepgraphError(
                 f"target {self.what} is {self.share}; the share kept must lie between 0 and 1"
             )
