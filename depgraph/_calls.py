@@ -31,7 +31,8 @@ class ModuleCall:
     depth : int
         How many recorded calls this one is nested in.
     output_class : type or None
-        Dataclass whose fields ``output`` holds; None for tensors and plain containers.
+        Dataclass, named tuple or kind of dict whose fields ``output`` holds; None for tensors and
+        plain containers.
     """
 
     name: str
@@ -44,8 +45,15 @@ class ModuleCall:
     output_class: type | None
 
 
+def is_named_tuple(cls: type) -> bool:
+    """Whether a class was made by ``collections.namedtuple`` or ``typing.NamedTuple``."""
+    return issubclass(cls, tuple) and hasattr(cls, "_fields")
+
+
 def plain(output: Any) -> Any:
-    """Dataclasses and dict-like outputs (``ModelOutput``) as plain dicts, which pytree can walk."""
+    """Dataclasses, named tuples and dict-like outputs (``ModelOutput``) as dicts, by field."""
+    if is_named_tuple(type(output)):
+        return dict(zip(output._fields, output, strict=True))
     if hasattr(output, "items"):
         return {name: plain(value) for name, value in output.items()}
     if dataclasses.is_dataclass(output) and not isinstance(output, type):

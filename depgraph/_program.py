@@ -17,6 +17,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import fx, nn
 
+from depgraph._calls import is_named_tuple
 from depgraph._folding import (
     ATTRIBUTE,
     constants_property,
@@ -48,11 +49,15 @@ def require_same(first: Any, second: Any, name: str) -> None:
 
 
 def rebuild(name: str, values: dict[str, Any]) -> Any:
-    """A dataclass of the given name with these fields, as a module returned it."""
+    """A dataclass, named tuple or dict of the given name with these fields, as a module gave it."""
     cls = load_object(name)
-    if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
-        raise DepgraphError(f"a generated forward returns a dataclass; '{name}' is none")
-    return cls(**values)
+    if isinstance(cls, type) and (dataclasses.is_dataclass(cls) or is_named_tuple(cls)):
+        return cls(**values)
+    if isinstance(cls, type) and issubclass(cls, dict):
+        return cls(values)
+    raise DepgraphError(
+        f"a generated forward returns a dataclass, a named tuple or a dict; '{name}' is none"
+    )
 
 
 def _listed(value: Any) -> Any:
@@ -103,7 +108,9 @@ def encode(value: Any) -> Any:
     """An argument as plain data; fx nodes become references by name."""
     if isinstance(value, fx.Node):
         return {"node": value.name}
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, tuple):
+        return {"tuple": [encode(item) for item in value]}
+    if isinstance(value, list):
         return [encode(item) for item in value]
     if isinstance(value, dict):
         return {"dict": {key: encode(item) for key, item in value.items()}}
@@ -123,6 +130,8 @@ def _decode(value: Any, nodes: dict[str, fx.Node]) -> Any:
     ((kind, text),) = value.items()
     if kind == "node":
         return nodes[text]
+    if kind == "tuple":
+        return tuple(_decode(item, nodes) for item in text)
     if kind == "dict":
         return {key: _decode(item, nodes) for key, item in text.items()}
     return torch.device(text) if kind == "device" else getattr(torch, text)
@@ -135,7 +144,7 @@ def to_program(graph: fx.Graph) -> Program:
             "op": node.op,
             "name": node.name,
             "target": node.target if isinstance(node.target, str) else function_name(node.target),
-            "args": encode(node.args),
+            "args": encode(list(node.args)),
             "kwargs": {key: encode(value) for key, value in node.kwargs.items()},
         }
         for node in graph.nodes

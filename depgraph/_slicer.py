@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from depgraph._attributes import candidates, layer_attributes, with_integer
 from depgraph._edits import Edits
 from depgraph._modules import named_modules
+from depgraph.attention import attention_products
 from depgraph.axes import (
     axis_atoms,
     axis_size,
@@ -24,7 +25,6 @@ from depgraph.axes import (
 from depgraph.cost import value_shape
 from depgraph.errors import DepgraphError
 from depgraph.graph import DependencyGraph
-from depgraph.groups import attention_products
 from depgraph.literals import GROUPED
 from depgraph.plan import Plan
 from depgraph.propagate import Propagation, op_name

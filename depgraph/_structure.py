@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from depgraph._program import original_class, programmed_class
 from depgraph._trusted import TRUSTED, is_trusted, load_object, qualified_name
@@ -58,8 +59,10 @@ class Encoder:
             return {"same": self._module_names[id(module)]}
         self._module_names[id(module)] = name
         cls = original_class(module)
+        # torch gives each parametrized module a class of its own, which no other program has
+        parametrized = "parametrizations" in module._modules
         out: dict[str, Any] = {
-            "class": qualified_name(cls, name),
+            "class": qualified_name(cls.__bases__[0] if parametrized else cls, name),
             "training": module.training,
             "attributes": {
                 key: self.value(value, f"{name}.{key}".lstrip("."))
@@ -67,6 +70,8 @@ class Encoder:
                 if key not in _INTERNAL
             },
         }
+        if parametrized:
+            out["parametrized"] = list(module._modules["parametrizations"])  # type: ignore[call-overload]
         if cls is not type(module):
             out["programs"] = type(module).depgraph_programs  # type: ignore[attr-defined]
         transient = module._non_persistent_buffers_set
@@ -163,8 +168,12 @@ class Decoder:
         for key, child in data["modules"].items():
             built = None if child is None else self.module(child, f"{name}.{key}".lstrip("."))
             module._modules[key] = built
+        if "parametrized" in data:
+            parametrize._inject_new_class(module)
+            for key in data["parametrized"]:
+                parametrize._inject_property(module, key)
         if "programs" in data:
-            module.__class__ = programmed_class(cls, data["programs"])
+            module.__class__ = programmed_class(type(module), data["programs"])
         return module
 
     def _tensor(self, data: dict[str, Any]) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 
 from depgraph.errors import DepgraphError
 
-TRUSTED = ("torch", "timm", "torchvision", "transformers", "depgraph")
+TRUSTED = ("torch", "timm", "torchvision", "transformers", "einops", "depgraph")
 """Packages that a structure may import by itself; others must have been imported before."""
 
 

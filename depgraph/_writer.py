@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from operator import getitem
 from typing import Any
@@ -20,25 +20,26 @@ from depgraph._program import (
     require,
     require_same,
 )
+from depgraph._samples import goes_through_samples
 from depgraph._sizes import Sizes
 from depgraph._trusted import qualified_name
 from depgraph.axes import Atom, Axis, axis_atoms, axis_size, kept_sizes
 from depgraph.errors import DepgraphError
 from depgraph.literals import (
+    COUNTS,
     GROUPED,
     PARTING,
     RANGES,
     SIZE_ARGUMENTS,
+    counted,
     kept_range,
     literal_axes,
     spelled_sizes,
 )
 from depgraph.propagate import Propagation, arguments, op_name
 from depgraph.rules.convolve import group_axis
-from depgraph.trace import (
-    ModuleCall,
-    Trace,
-)
+from depgraph.trace import ModuleCall, Trace
+from depgraph.work import batch_atoms
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class Writer:
 
     def write(self) -> fx.Graph:
         self._placeholders()
+        self._fix_batch()
         index = self.call.start
         while index < self.call.end:
             child = self.trace.calls_at.get((self.call.depth + 1, index))
@@ -104,6 +106,18 @@ class Writer:
         for placeholder, value, name in placeholders:
             self._unpack(placeholder, value, name)
 
+    def _fix_batch(self) -> None:
+        """Where samples are handled one by one, refuse batches of other sizes."""
+        trace, batch = self.trace, batch_atoms(self.p)
+        own = (
+            node
+            for node in trace.nodes[self.call.start : self.call.end]
+            if node.op == "call_function" and trace.owner.get(node, "") == self.call.name
+        )
+        size = self.free_sizes.of(batch)
+        if isinstance(size, fx.Node) and goes_through_samples(self.p, own, batch):
+            self.graph.call_function(require, (size, trace.batch, "batch_size"))
+
     def _unpack(self, source: fx.Node, value: Any, name: str) -> None:
         """The tensors within an argument, which may be a container of them; the rest must agree."""
         if isinstance(value, Unread):
@@ -131,9 +145,10 @@ class Writer:
         # named by hand: a child called "self" would shadow the module in the generated code
         name = self.children[child.name]
         result = self.graph.create_node("call_module", name, args, kwargs, name="child")
-        self._take(result, child.output)
+        by_name = child.output_class is not None and not issubclass(child.output_class, dict)
+        self._take(result, child.output, getattr if by_name else getitem)
 
-    def _take(self, result: fx.Node, output: Any) -> None:
+    def _take(self, result: fx.Node, output: Any, part: Callable[..., Any] = getitem) -> None:
         """The tensors in what a child returned, which may be a container of them."""
         if isinstance(output, fx.Node):
             self.made[output] = result
@@ -141,7 +156,7 @@ class Writer:
             items = output.items() if isinstance(output, dict) else enumerate(output)
             for key, item in items:
                 if any(isinstance(leaf, fx.Node) for leaf in pytree.tree_leaves(item)):
-                    self._take(self.graph.call_function(getitem, (result, key)), item)
+                    self._take(self.graph.call_function(part, (result, key)), item)
 
     def _op(self, node: fx.Node) -> None:
         target: Any = node.target
@@ -150,6 +165,8 @@ class Writer:
         name = op_name(node)
         if name in SIZE_ARGUMENTS:
             args, kwargs = self._with_sizes(node, SIZE_ARGUMENTS[name], args, kwargs)
+        if name in COUNTS:
+            args, kwargs = self._with_counts(node, COUNTS[name], args, kwargs)
         if name in GROUPED:
             args, kwargs = self._with_groups(node, GROUPED[name], args, kwargs)
         if name == "aten.scaled_dot_product_attention":
@@ -202,6 +219,16 @@ class Writer:
             size if size == -1 and not empty else self.free_sizes.of(axis) for axis, size in sizes
         ]
         return _with_argument(node, argument, new, args, kwargs)
+
+    def _with_counts(
+        self, node: fx.Node, argument: str, args: Any, kwargs: dict[str, Any]
+    ) -> tuple[Any, dict[str, Any]]:
+        """As many as before, or as there are samples or tokens where it was that many."""
+        new = [self.free_sizes.of(axis) for axis, _ in counted(self.p, node)]
+        if not new:
+            return args, kwargs
+        several = isinstance(arguments(node)[argument], (list, tuple))
+        return _with_argument(node, argument, new if several else new[0], args, kwargs)
 
     def _with_groups(
         self, node: fx.Node, argument: str, args: Any, kwargs: dict[str, Any]

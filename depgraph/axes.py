@@ -120,8 +120,9 @@ def _kept_rows(axis: Axis, kept: Mapping[Atom, Tensor], before: Tensor) -> Tenso
         else:
             units = kept[factor] if factor in kept else torch.arange(factor.size)
             units = units[before] if units.dim() > 1 else units.expand(len(before), -1)
-        size = factor_size(factor)
-        indices = (indices.reshape(-1, 1) * size + units).reshape(len(indices), -1)
+        size, each = factor_size(factor), indices.shape[1] * units.shape[1]
+        # spelled out: nothing may be left of what leads
+        indices = (indices.reshape(-1, 1) * size + units).reshape(len(indices), each)
         before = units.flatten()
     return indices
 

@@ -9,7 +9,7 @@ from torch import fx
 
 from depgraph.axes import Atom, Axis, axis_size
 from depgraph.propagate import Propagation, arguments, op_name
-from depgraph.rules.contract import einsum_places
+from depgraph.rules.contract import einsum_places, einsum_terms
 from depgraph.rules.convolve import is_transposed
 from depgraph.trace import shape
 
@@ -64,8 +64,33 @@ def _baddbmm(p: Propagation, node: fx.Node) -> list[Term]:
 
 
 def _einsum(p: Propagation, node: fx.Node) -> list[Term]:
-    """Every letter once: exact for the usual two operands."""
-    return [tuple(p.axes(tensor)[dim] for tensor, dim in einsum_places(node).values())]
+    """Two operands at a time, as torch contracts them: all letters of a pair that sums over one.
+
+    What a single operand sums over by itself, and a product without a sum, are no matrix product.
+    """
+    place = einsum_places(node)
+    terms, tensors, kept = einsum_terms(node)
+    operands = [
+        {letter for dim, letter in enumerate(term) if shape(x)[dim] == _size(place[letter])}
+        for term, x in zip(terms, tensors, strict=True)
+    ]
+    path = iter(arguments(node)["path"] or ())
+    found: list[Term] = []
+    while len(operands) > 1:
+        second, first = sorted((next(path, 0), next(path, 1)), reverse=True)
+        right, left = operands.pop(second), operands.pop(first)
+        read = set(kept).union(*operands)
+        if not left & right <= read:
+            counted = [
+                name for name in place if name in left & right or name in (left | right) & read
+            ]
+            found.append(tuple(p.axes(place[name][0])[place[name][1]] for name in counted))
+        operands.append((left | right) & read)
+    return found
+
+
+def _size(place: tuple[fx.Node, int]) -> int:
+    return shape(place[0])[place[1]]
 
 
 def _attention(p: Propagation, node: fx.Node) -> list[Term]:

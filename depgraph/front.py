@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -70,14 +71,36 @@ def trace(model: nn.Module, example_inputs: Any, separate: bool = False) -> Depe
         args = tuple(example_inputs)
     else:
         args = (example_inputs,)
-    if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves((args, kwargs))):
-        raise DepgraphError("the example inputs hold no Tensor; pass what the model is called with")
+    _check(model, args, kwargs)
     graph = DependencyGraph(trace_with_visible_batch(model, args, kwargs))
     classes = separated_classes(graph.propagation, model) if separate else {}
     if not classes:
         return graph
     copy = with_classes(model, classes)
     return DependencyGraph(trace_with_visible_batch(copy, args, kwargs), classes)
+
+
+def _check(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Refuse what has no trace, before any forward."""
+    tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    if not tensors:
+        raise DepgraphError("the example inputs hold no Tensor; pass what the model is called with")
+    if all(tensor.dim() and not len(tensor) for tensor in tensors):
+        raise DepgraphError("the example inputs hold no sample; pass a batch of at least one")
+    for name, module in model.named_modules():
+        where = f"module '{name}' ({type(module).__name__})" if name else "the model"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise DepgraphError(f"{where} is TorchScript; pass the nn.Module that it was made from")
+        if isinstance(module, nn.DataParallel):
+            raise DepgraphError(f"{where} spreads batches over devices; pass the module in it")
+        if "_orig_mod" in module._modules or module._compiled_call_impl is not None:
+            raise DepgraphError(
+                f"{where} is compiled; pass the module as it was, and compile what comes back"
+            )
+        if any(
+            map(nn.parameter.is_lazy, (*module._parameters.values(), *module._buffers.values()))
+        ):
+            raise DepgraphError(f"{where} has no shapes yet; call the model once before")
 
 
 def trace_with_visible_batch(

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, fx
 
+from depgraph.attention import attention_products
 from depgraph.axes import Atom, Axis, Concat, axis_atoms, unit_positions
 from depgraph.propagate import Propagation, arguments, op_name
 from depgraph.trace import shape
@@ -139,12 +140,13 @@ def find_kinds(p: Propagation, atoms: Iterable[Atom]) -> dict[Atom, str]:
     """What each atom means, by what the ops of the trace do with it."""
     heads, head_dims = _attention_atoms(p)
     residual = dict(_residual_atoms(p))
+    streams = _stream_atoms(p, head_dims & residual.keys())
     convolved = _convolved_atoms(p)
     kinds = {}
     for atom in atoms:
         if atom in heads:
             kinds[atom] = "heads"
-        elif atom in head_dims and atom not in residual:
+        elif atom in head_dims and atom not in streams:
             kinds[atom] = "head_dim"
         elif atom in residual:
             kinds[atom] = residual[atom]
@@ -165,51 +167,6 @@ def _attention_atoms(p: Propagation) -> tuple[set[Atom], set[Atom]]:
     return heads, {atom for atom in head_dims if not atom.frozen} - heads
 
 
-@dataclass(frozen=True)
-class AttentionProduct:
-    """One attention: the axes that lead its products, that of q and k, and that of v."""
-
-    node: fx.Node
-    lead: list[Axis]
-    query_dim: Axis
-    value_dim: Axis
-
-
-def attention_products(p: Propagation) -> Iterator[AttentionProduct]:
-    """Every attention of a trace, fused or written out as two products around a softmax."""
-    for node in p.trace.nodes:
-        if node.op != "call_function":
-            continue
-        if op_name(node) == "aten.scaled_dot_product_attention":
-            a = arguments(node)
-            q, v = p.axes(a["query"]), p.axes(a["value"])
-            yield AttentionProduct(node, q[:-2], q[-1], v[-1])
-        elif op_name(node) in ("aten.softmax", "aten._softmax"):
-            product = _nearest_product(node, forward=False)
-            weighted = _nearest_product(node, forward=True)
-            if product is not None:
-                value_dim = () if weighted is None else p.axes(weighted)[-1]
-                query_dim = p.axes(product.args[0])[-1]
-                yield AttentionProduct(node, p.axes(product)[:-2], query_dim, value_dim)
-
-
-def _nearest_product(node: fx.Node, forward: bool) -> fx.Node | None:
-    """The matrix product before or after a node, across ops that keep the shape."""
-    size = shape(node)
-    seen, queue = set(), [node]
-    while queue:
-        at = queue.pop(0)
-        for near in at.users if forward else at.all_input_nodes:
-            if near in seen or near.op != "call_function":
-                continue
-            seen.add(near)
-            if op_name(near) in ("aten.matmul", "aten.bmm") and (forward or shape(near) == size):
-                return near
-            if shape(near) == size:
-                queue.append(near)
-    return None
-
-
 def _residual_atoms(p: Propagation) -> Iterator[tuple[Atom, str]]:
     """Unfrozen atoms that flow through an addition of two activations, and what that makes them."""
     active = set(p.trace.inputs)
@@ -225,6 +182,35 @@ def _residual_atoms(p: Propagation) -> Iterator[tuple[Atom, str]]:
             for atom in axis_atoms(axis):
                 if atom.frozen is None:
                     yield atom, "channels" if image else "embed"
+
+
+def _stream_atoms(p: Propagation, among: set[Atom]) -> set[Atom]:
+    """Those that flow on through ``x + f(x)``, not only through a sum of two layers of one input.
+
+    The second is how a low-rank adapter adds to a layer, whatever that layer makes.
+    """
+    order = {node: i for i, node in enumerate(p.trace.nodes)} if among else {}
+    found: set[Atom] = set()
+    for node in order:
+        if node.op == "call_function" and op_name(node).rstrip("_") == "aten.add":
+            atoms = among.intersection(atom for axis in p.axes(node) for atom in axis_atoms(axis))
+            if not atoms <= found and _goes_on(node, order):
+                found |= atoms
+    return found
+
+
+def _goes_on(node: fx.Node, order: dict[fx.Node, int]) -> bool:
+    """Whether one term of an addition is computed from the other."""
+    first, *others = sorted(node.all_input_nodes, key=lambda term: order.get(term, -1))
+    seen, stack = set(others), list(others)
+    while stack:
+        for source in stack.pop().all_input_nodes:
+            if source is first:
+                return True
+            if source not in seen and order.get(source, -1) > order.get(first, -1):
+                seen.add(source)
+                stack.append(source)
+    return False
 
 
 def _convolved_atoms(p: Propagation) -> set[Atom]:

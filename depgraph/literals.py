@@ -16,6 +16,7 @@ SIZE_ARGUMENTS = {
     "aten.reshape": "shape",
     "aten._unsafe_view": "size",
     "aten.expand": "size",
+    "aten.broadcast_to": "size",
     "aten.zeros": "size",
     "aten.ones": "size",
     "aten.full": "size",
@@ -43,6 +44,14 @@ GROUPED = {
     "aten.group_norm": "num_groups",
 }
 """Argument that counts the groups which lead an op's channels."""
+
+COUNTS = {
+    "aten.repeat": "repeats",
+    "aten.tile": "dims",
+    "aten.repeat_interleave": "repeats",
+    "aten.arange": "end",
+}
+"""Argument that says how many copies an op makes, or how far it counts."""
 
 RANGES = ("aten.slice", "aten.narrow")
 """Ops that take a range of a dimension; a generated forward uses the first for both."""
@@ -102,6 +111,38 @@ def spelled_sizes(p: Propagation, node: fx.Node) -> list[tuple[Axis, int]]:
     if name == "aten.unflatten":
         first = arguments(node)["dim"] % (rank - len(given) + 1)
     return list(zip(p.axes(node)[first : first + len(given)], given, strict=True))
+
+
+def counted(p: Propagation, node: fx.Node) -> list[tuple[Axis, int]]:
+    """The numbers in the argument of a call that counts, each with the axis that it sizes.
+
+    Parameters
+    ----------
+    p : Propagation
+    node : fx.Node
+        A call of one of the ops in `COUNTS`.
+
+    Returns
+    -------
+    list of (Axis, int)
+        Empty where something else than these numbers says how many.
+    """
+    name, a, made = op_name(node), arguments(node), p.axes(node)
+    given = a[COUNTS[name]]
+    if name == "aten.arange":
+        plain = not a.get("start") and a.get("step", 1) == 1 and given == shape(node)[0]
+        return [(made[0], given)] if plain else []
+    source = p.axes(a["self"])
+    if name == "aten.repeat_interleave":
+        dim = a.get("dim")
+        return (
+            []
+            if dim is None or isinstance(given, fx.Node)
+            else [(made[dim][len(source[dim]) :], given)]
+        )
+    old = [*[()] * (len(made) - len(source)), *source]
+    copies = [axis[: len(axis) - len(was)] for axis, was in zip(made, old, strict=True)]
+    return list(zip(copies[len(copies) - len(given) :], given, strict=True))
 
 
 def range_of(node: fx.Node) -> tuple[int, int, int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import torch
 from torch import nn
 
 from depgraph._collection import collection_paused
@@ -23,6 +24,8 @@ from depgraph.verify import Mismatch, verify
 
 
 @collection_paused()
+@torch.inference_mode(False)  # what is made here is to be trained
+@torch.no_grad()
 def apply_plan(plan: Plan, model: nn.Module, inplace: bool = False) -> nn.Module:
     """See `depgraph.Plan.apply`."""
     graph = _graph_for(plan, model)

@@ -79,6 +79,7 @@ _PRODUCTS = {
     "aten.bmm": ("self", "mat2", -2),
     "aten.mv": ("self", "vec", -2),
     "aten.dot": ("self", "tensor", -2),
+    "aten.vdot": ("self", "other", -2),
     "aten.addmm": ("mat1", "mat2", -2),
     "aten.baddbmm": ("batch1", "batch2", -2),
     "aten.scaled_dot_product_attention": ("query", "key", -1),

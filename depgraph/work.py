@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from depgraph.attention import attention_products
 from depgraph.axes import Atom, Axis, axis_atoms, axis_size, same
-from depgraph.groups import attention_products
 from depgraph.propagate import Propagation, arguments, op_name
 from depgraph.rules.convolve import group_axis, is_transposed
 from depgraph.rules.pointwise import drops_nothing

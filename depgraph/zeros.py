@@ -60,6 +60,7 @@ def _covered(p: Propagation, node: fx.Node, atom: Atom, by: list[Any]) -> list[b
     *("tensor_split", "slice", "narrow", "select", "index", "index_select", "embedding", "gather"),
     *("constant_pad_nd", "clone", "contiguous", "detach", "alias", "lift_fresh", "_to_copy"),
     *("to", "type_as", "float", "channel_shuffle", "pixel_shuffle", "pixel_unshuffle", "im2col"),
+    *("view_as_complex", "view_as_real", "real", "imag", "conj", "_conj", "resolve_conj"),
     # zero at zero
     *("relu", "relu6", "gelu", "silu", "mish", "elu", "celu", "selu", "leaky_relu", "hardswish"),
     *("hardtanh", "tanh", "tanhshrink", "softsign", "neg", "abs", "sign", "square", "sqrt", "sin"),
@@ -76,7 +77,7 @@ def _kept(p: Propagation, node: fx.Node, atom: Atom, zero: Vanishes) -> bool:
     return bool(sources) and all(map(zero, sources))
 
 
-@_family("expand", "expand_as")
+@_family("expand", "expand_as", "broadcast_to")
 def _stretched(p: Propagation, node: fx.Node, atom: Atom, zero: Vanishes) -> bool:
     """Copies of one entry are no zeros, whatever they meet later."""
     x = node.all_input_nodes[0]
@@ -106,6 +107,19 @@ def _product(p: Propagation, node: fx.Node, atom: Atom, zero: Vanishes) -> bool:
         len(shape(node)) - len(p.axes(x)) + dim for x in factors for dim in _dims(p.axes(x), atom)
     }
     return found.issuperset(_dims(p.axes(node), atom))
+
+
+@_family("copy")
+def _copied(p: Propagation, node: fx.Node, atom: Atom, zero: Vanishes) -> bool:
+    """What was there before is written over."""
+    source = arguments(node)["src"]
+    return zero(source) and all(_covered(p, node, atom, [source]))
+
+
+@_family("_weight_norm")
+def _weight_norm(p: Propagation, node: fx.Node, atom: Atom, zero: Vanishes) -> bool:
+    """A direction that is switched off has no length, and gives nothing, whatever its factor."""
+    return zero(arguments(node)["v"])
 
 
 @_family("div", "true_divide")

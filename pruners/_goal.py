@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 
 from torch import Tensor
 
@@ -28,7 +29,7 @@ class Goal:
         self.latency = latency
         self.ratio = ratio
         if ratio is not None:
-            if not 0 < ratio < 1:
+            if not isinstance(ratio, Real) or not 0 < ratio < 1:
                 raise DepgraphError(f"ratio is {ratio}; the share removed must lie between 0 and 1")
             return
         assert target is not None
@@ -38,7 +39,7 @@ class Goal:
                 "{'latency': share}"
             )
         ((self.what, self.share),) = target.items()
-        if not 0 < self.share < 1:
+        if not isinstance(self.share, Real) or not 0 < self.share < 1:
             raise DepgraphError(
                 f"target {self.what} is {self.share}; the share kept must lie between 0 and 1"
             )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from depgraph import DependencyGraph, Group
-from depgraph.groups import attention_products
+from depgraph.attention import attention_products
 from depgraph.propagate import arguments, op_name
 from depgraph.trace import shape
 

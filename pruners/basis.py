@@ -46,7 +46,8 @@ def align_head_dims(
     Returns
     -------
     list of Attention
-        Those that were turned. Left out: see `pruners.attention.find_attentions`.
+        Those that were turned. Left out: see `pruners.attention.find_attentions`, and those whose
+        layers run within one function of torch (`nn.MultiheadAttention`), where they are not seen.
 
     Notes
     -----
@@ -62,12 +63,14 @@ def align_head_dims(
     statistics = _Statistics(model, attentions)
     statistics.count = watch_gradients(model, statistics.weights, batches, statistics.tap, seed)
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    attentions = [attention for attention in attentions if statistics.saw(attention)]
     for attention in attentions:
         output = tensors[attention.output.weight]
         turn = value_turn(output, attention.output.index, *statistics.value(attention))
         _turn_rows(tensors, attention.value, turn)
         index = attention.output.index
-        output[:, index] = _matmul(output[:, index], turn.mT, "ohd,hde->ohe")
+        turned = _matmul(output[:, index], turn.mT, "ohd,hde->ohe")
+        output[:, index] = turned.to(output.dtype)
         query, key = query_key_turns(*statistics.query_key(attention))
         _turn_rows(tensors, attention.query, query)
         _turn_rows(tensors, attention.key, key)
@@ -113,18 +116,19 @@ def _ridged(moments: Tensor) -> Tensor:
 
 def _turn_rows(tensors: dict[str, Tensor], part: Part, turn: Tensor) -> None:
     weight = tensors[part.weight]
-    weight[part.index] = _matmul(turn, weight[part.index], "hed,hdi->hei")
+    turned = _matmul(turn, weight[part.index], "hed,hdi->hei")
+    weight[part.index] = turned.to(weight.dtype)
     if not part.bias:
         return
     sizes = [len(tensors[name]) for name in part.bias]
     whole = torch.cat([tensors[name] for name in part.bias])
-    whole[part.index] = _matmul(turn, whole[part.index], "hed,hd->he")
+    whole[part.index] = _matmul(turn, whole[part.index], "hed,hd->he").to(whole.dtype)
     for name, piece in zip(part.bias, whole.split(sizes), strict=True):
         tensors[name].copy_(piece)
 
 
 def _matmul(left: Tensor, right: Tensor, equation: str) -> Tensor:
-    return torch.einsum(equation, left.double(), right.double()).float()
+    return torch.einsum(equation, left.double(), right.double())
 
 
 class _Statistics:
@@ -146,6 +150,11 @@ class _Statistics:
                 self._key(attention, output)
             if call.weight == attention.output.weight:
                 self._output(attention, call.rows, gradient)
+
+    def saw(self, attention: Attention) -> bool:
+        """Whether all layers of an attention were seen."""
+        whats = ("query", "key", "output")
+        return all((attention.output.weight, what) in self.sums for what in whats)
 
     def _add(self, attention: Attention, what: str, value: Tensor) -> None:
         key = (attention.output.weight, what)

@@ -164,14 +164,16 @@ def least_squares(
     weight : Tensor
     bias : Tensor or None
     """
-    x, weight = x.float(), weight.float()
-    error = y.float() - F.linear(x, weight, bias)
+    exact = torch.promote_types(weight.dtype, torch.float32)
+    x, y, weight = x.to(exact), y.to(exact), weight.to(exact)
+    bias = None if bias is None else bias.to(exact)
+    error = y - F.linear(x, weight, bias)
     mean_x = x.mean(0) if bias is not None else x.new_zeros(x.shape[1])
     mean_error = error.mean(0) if bias is not None else error.new_zeros(error.shape[1])
     moment = (x.T @ x).double() - len(x) * torch.outer(mean_x, mean_x).double()
     cross = (x.T @ error).double() - len(x) * torch.outer(mean_x, mean_error).double()
     moment.diagonal().add_(damping * moment.diagonal().mean().clamp_min(1e-30))
-    change = torch.linalg.solve(moment, cross).T.float()
+    change = torch.linalg.solve(moment, cross).T.to(exact)
     if bias is None:
         return weight + change, None
     return weight + change, bias + mean_error - change @ mean_x

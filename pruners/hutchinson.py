@@ -104,7 +104,8 @@ def _gated(
             positions = member.positions.to(weight.device)
             units = torch.full((weight.shape[member.dim],), group.size, device=weight.device)
             units[positions] = torch.arange(group.size, device=weight.device)[:, None]
-            factors = torch.cat([gates[group.name], weight.new_ones(1)])[units]
+            gate = gates[group.name]
+            factors = torch.cat([gate, gate.new_ones(1)])[units].to(weight.dtype)
             shape = [-1 if dim == member.dim else 1 for dim in range(weight.dim())]
             gated[member.parameter] = weight * factors.view(shape)
     return gated

@@ -95,7 +95,7 @@ def _implicit(terms: list[list[str]]) -> list[str]:
     return [*dots, *sorted(n for n in names if names.count(n) == 1 and not n.startswith("."))]
 
 
-@rule("aten.matmul", "aten.mm", "aten.bmm", "aten.mv", "aten.dot", needs_units=nothing)
+@rule("aten.matmul", "aten.mm", "aten.bmm", "aten.mv", "aten.dot", "aten.vdot", needs_units=nothing)
 def matmul(p: Propagation, node: fx.Node) -> Axes:
     """``y[..., m, n] = a[..., m, k] b[..., k, n]``, leading dimensions broadcast."""
     left, right = cast("tuple[fx.Node, fx.Node]", node.args[:2])

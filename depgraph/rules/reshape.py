@@ -61,7 +61,22 @@ def matrix_transpose(p: Propagation, node: fx.Node) -> Axes:
     return [*lead, columns, rows]
 
 
-@rule("aten.expand", "aten.expand_as", needs_units=lost)
+@rule("aten.view_as_complex")
+def view_as_complex(p: Propagation, node: fx.Node) -> Axes:
+    """The last dimension holds real and imaginary parts, which become one number."""
+    x = cast(fx.Node, node.args[0])
+    p.freeze(x, f"{p.label(node)} makes one number of it", [len(shape(x)) - 1])
+    return p.axes(x)[:-1]
+
+
+@rule("aten.view_as_real", needs_units=lost)
+def view_as_real(p: Propagation, node: fx.Node) -> Axes:
+    """The reverse: a last dimension of two."""
+    parts = p.algebra.new(2, f"real and imaginary part, told apart by {p.label(node)}")
+    return [*p.axes(node.args[0]), parts]
+
+
+@rule("aten.expand", "aten.expand_as", "aten.broadcast_to", needs_units=lost)
 def expand(p: Propagation, node: fx.Node) -> Axes:
     """Copies along a dimension of size 1 are alike; what they meet decides whether they stay."""
     source = node.args[0]

@@ -8,6 +8,7 @@ from torch import fx
 
 from depgraph.axes import Axis, axis_size
 from depgraph.propagate import Axes, Propagation, arguments, lost, rule
+from depgraph.rules._broadcast import broadcast
 from depgraph.trace import shape
 
 
@@ -154,12 +155,12 @@ def index(p: Propagation, node: fx.Node) -> Axes:
     x, indices = a["self"], list(a["indices"])
     places = [dim for dim, item in enumerate(indices) if item is not None]
     p.freeze(x, f"{p.label(node)} looks entries up in it", places)
-    longest = max((indices[dim] for dim in places), key=lambda item: len(shape(item)))
+    lookup = broadcast(p, node, [(indices[dim], len(shape(indices[dim]))) for dim in places])
     axes = p.axes(x)
     rest = [axis for dim, axis in enumerate(axes) if dim not in places]
     together = places == list(range(places[0], places[-1] + 1))
     first = places[0] if together else 0
-    return [*rest[:first], *p.axes(longest), *rest[first:]]
+    return [*rest[:first], *lookup, *rest[first:]]
 
 
 @rule("aten.index_select", needs_units=lost)

@@ -315,3 +315,11 @@ def test_what_a_model_remembers_of_an_earlier_forward_does_not_outlive_the_cut()
     fresh.load_state_dict(model.state_dict())
     assert relative_difference(small(x), masked(fresh, plan)(x)) < 1e-5
     assert model.tables == held and model.tables["cpu"].shape == (6,)
+
+
+def test_a_model_that_was_cut_in_inference_mode_trains() -> None:
+    model = tiny()
+    with torch.inference_mode():
+        small = depgraph.trace(model, images()).plan({"embed": range(24)}).apply(model)
+    small.train()(images()).sum().backward()
+    assert all(parameter.grad is not None for parameter in small.parameters())

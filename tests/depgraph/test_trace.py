@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Any
 
 import pytest
 import timm
@@ -141,3 +142,21 @@ def test_a_forward_that_divides_by_zero_is_an_error_of_the_model() -> None:
 
     with pytest.raises(depgraph.DepgraphError, match="ByZero"):
         depgraph.trace(ByZero(), torch.randn(2, 4))
+
+
+@pytest.mark.parametrize(
+    ("wrapped", "text"),
+    [
+        (lambda model: nn.DataParallel(model), "spreads batches"),
+        (lambda model: torch.compile(model, backend="eager"), "is compiled"),
+        (lambda model: nn.Sequential(nn.LazyLinear(3), model), "has no shapes yet"),
+    ],
+)
+def test_what_is_no_plain_module_is_refused_with_what_to_pass(wrapped: Any, text: str) -> None:
+    with pytest.raises(depgraph.DepgraphError, match=text):
+        depgraph.trace(wrapped(tiny()), images())
+
+
+def test_a_batch_of_no_samples_is_refused() -> None:
+    with pytest.raises(depgraph.DepgraphError, match="at least one"):
+        depgraph.trace(tiny(), images()[:0])

@@ -39,6 +39,27 @@ def test_a_turned_model_computes_the_same(name: str) -> None:
     assert not torch.allclose(turned.blocks[0].attn.qkv.weight, model.blocks[0].attn.qkv.weight)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.bfloat16, 0.05)])
+def test_a_turned_model_keeps_its_precision(dtype: torch.dtype, tolerance: float) -> None:
+    model, x = tiny(FAMILIES[0]).to(dtype), images().to(dtype)
+    turned = copy.deepcopy(model)
+    data = [(x, labels) for _, labels in batches(len(x))]
+    assert len(align_head_dims(turned, depgraph.trace(model, x), data)) == len(model.blocks)
+    assert {parameter.dtype for parameter in turned.parameters()} == {dtype}
+    assert relative_difference(turned(x), model(x)) < tolerance
+
+
+def test_layers_that_run_within_one_function_are_left_as_they_are() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = nn.Sequential(layer, nn.Flatten(), nn.Linear(40, 3)).eval()
+    x = torch.randn(4, 5, 8)
+    graph = depgraph.trace(model, x)
+    assert len(find_attentions(graph)) == 1
+    turned = copy.deepcopy(model)
+    assert align_head_dims(turned, graph, [(x, torch.zeros(4, dtype=torch.long))]) == []
+    assert torch.equal(turned(x), model(x))
+
+
 def test_turned_weights_keep_their_scale() -> None:
     model = tiny(FAMILIES[0])
     turned = copy.deepcopy(model)

@@ -7,6 +7,7 @@ import torch
 
 import depgraph
 import pruners
+from tests.depgraph.models import images, tiny
 from tests.pruners.networks import NETWORKS, batches, network
 from tests.reference import state
 
@@ -36,6 +37,18 @@ def test_a_metric_scores_any_model_and_leaves_it_as_it_was(metric: str, name: st
     ]
     assert all(torch.equal(tensor, before[key]) for key, tensor in state(model).items())
     assert all(torch.equal(torch.as_tensor(first[n]), torch.as_tensor(again[n])) for n in first)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("metric", pruners.METRICS)
+def test_a_model_is_scored_pruned_and_compensated_in_its_own_precision(
+    metric: str, dtype: torch.dtype
+) -> None:
+    model, x = tiny().to(dtype), images(8).to(dtype)
+    data = [(x, torch.arange(8) % 10)]
+    small, _ = pruners.prune(model, x[:2], metric, 0.4, batches=data, num_samples=8)
+    assert {parameter.dtype for parameter in small.parameters()} == {dtype}
+    assert small(x).dtype == dtype and small(x).isfinite().all()
 
 
 @pytest.mark.parametrize("metric", set(pruners.METRICS) - {"gauss_newton", "hutchinson", "obs"})
