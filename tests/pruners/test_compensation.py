@@ -182,4 +182,4 @@ def test_nothing_of_the_images_activations_outlives_a_cut() -> None:
     model = tiny()
     before = alive()
     pruners.prune(model, images(), "l2", 0.5, batches=batches(16))
-    assert alive() == before
+    assert alive() <= before  # an earlier test may have left some that go now
