@@ -88,8 +88,9 @@ def _markdown(rows: list[dict[str, Any]], files: Sequence[Path], picture: str) -
     device = f"{machine['cpu']['brand_raw']}, {machine['threads']} threads"
     device += f", {machine['gpu']}" if machine["gpu"] else ", no GPU at hand"
     return (
-        "# Latency\n\nMade by `pytest benchmarks --benchmark-only --benchmark-json suite.json` "
-        "and `python -m benchmarks.latency_page suite.json --markdown docs/latency.md`, on "
+        "# Latency\n\nMade by `pytest benchmarks --benchmark-only --benchmark-json suite.json`, "
+        "with `--runtime`, `--batch`, ... as the table has them, and "
+        "`python -m benchmarks.latency_page suite.json --markdown docs/latency.md`, on "
         f"{device}, torch {machine['torch']}. Dense and pruned model in turns in one "
         "process, random weights, L2, *ratio* of the units removed; milliseconds of a batch, "
         "medians; the speed-up is the median of the rounds' own. In the last column 1 is where "

@@ -89,6 +89,8 @@ def _onnxruntime(model: nn.Module, images: Tensor) -> Forward:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
+    # else the threads of one model wait busily while the other, in its turn, needs the cores
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         torch.onnx.export(model, (images,), path, dynamo=True, verbose=False)
