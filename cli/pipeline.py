@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+import pruners
 from cli.run_stages import Stages
 from cli.settings import RunSettings
 from depgraph import DepgraphError
@@ -85,13 +86,19 @@ def run_pipeline(
 
 def _check_enough(split: Split, settings: RunSettings) -> None:
     """Refuse, before any training, more images than the cut will find."""
+    if settings.control == "dense":
+        return
     images = sum(map(len, split.train.values()))
-    for name in ("num_samples", "num_calibration"):
-        wanted = settings.pruning.get(name)
-        if wanted is not None and wanted > images:
+    wanted = {
+        "num_samples": pruners.make_metric(settings.pruning["metric"]).needs_data,
+        "num_calibration": settings.pruning["compensate"],
+    }
+    for name, looks in wanted.items():
+        number = settings.pruning.get(name)
+        if looks and number is not None and number > images:
             raise DepgraphError(
-                f"{name} is {wanted}, but the sources have {images} images for training; ask for "
-                "at most that many"
+                f"the sources have {images} images for training, fewer than {name}={number}; ask "
+                "for at most that many"
             )
 
 
