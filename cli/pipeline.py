@@ -91,7 +91,7 @@ def _check_enough(split: Split, settings: RunSettings) -> None:
     images = sum(map(len, split.train.values()))
     wanted = {
         "num_samples": pruners.make_metric(settings.pruning["metric"]).needs_data,
-        "num_calibration": settings.pruning["compensate"],
+        "num_calibration": settings.pruning.get("compensate") is not False,
     }
     for name, looks in wanted.items():
         number = settings.pruning.get(name)
