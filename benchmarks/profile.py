@@ -194,14 +194,15 @@ def main(
     """Print a table for each model and batch size, or one JSON list."""
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise click.UsageError(f"device '{device}' is not there; use cpu")
+    names = names or ("vit_base_patch16_224",)
     results = [
         measure(name, ratio, batch, device, rounds, latency_table)
-        for name in names or ("vit_base_patch16_224",)
+        for name in names
         for batch in batches
     ]
     if markdown is not None:
-        said = "".join(f" --batch-size {batch}" for batch in batches)
-        command = f"python -m benchmarks.profile {' '.join(names)}{said} --markdown {markdown}"
+        said = " ".join([*names, *(f"--batch-size {b}" for b in batches), f"--ratio {ratio}"])
+        command = f"python -m benchmarks.profile {said} --markdown {markdown}"
         write_bytes(markdown.with_suffix(".png"), _plot(results))
         write_text(markdown, _markdown(results, ratio, command))
     if as_json:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+Path = tuple[Any, ...]
+"""Keys and places that lead to a part of an output."""
+
 
 class Unread:
     """Stands in a recorded call for a tensor that nothing in the model reads."""
@@ -30,9 +33,9 @@ class ModuleCall:
         What the call took and gave back, with a ``torch.fx.Node`` in place of each traced tensor.
     depth : int
         How many recorded calls this one is nested in.
-    output_class : type or None
-        Dataclass, named tuple or kind of dict whose fields ``output`` holds; None for tensors and
-        plain containers.
+    output_classes : dict of tuple to type
+        Dataclasses, named tuples and kinds of dicts that ``output`` holds as plain dicts, by the
+        keys that lead to them.
     """
 
     name: str
@@ -42,7 +45,7 @@ class ModuleCall:
     kwargs: dict[str, Any]
     output: Any
     depth: int
-    output_class: type | None
+    output_classes: dict[Path, type]
 
 
 def is_named_tuple(cls: type) -> bool:
@@ -51,11 +54,35 @@ def is_named_tuple(cls: type) -> bool:
 
 
 def plain(output: Any) -> Any:
-    """Dataclasses, named tuples and dict-like outputs (``ModelOutput``) as dicts, by field."""
-    if is_named_tuple(type(output)):
-        return dict(zip(output._fields, output, strict=True))
-    if hasattr(output, "items"):
-        return {name: plain(value) for name, value in output.items()}
-    if dataclasses.is_dataclass(output) and not isinstance(output, type):
-        return {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
-    return output
+    """Dataclasses, named tuples and dict-like outputs (``ModelOutput``) as dicts, at any depth."""
+    parts = _parts(output)
+    if parts is None:
+        return output
+    bare = {key: plain(value) for key, value in parts.items()}
+    return type(output)(bare.values()) if type(output) in (list, tuple) else bare
+
+
+def classes_in(output: Any, path: Path = ()) -> dict[Path, type]:
+    """Where `plain` made a dict of something else, and of what."""
+    parts = _parts(output)
+    if parts is None:
+        return {}
+    found = {} if type(output) in (list, tuple, dict) else {path: type(output)}
+    for key, value in parts.items():
+        found |= classes_in(value, (*path, key))
+    return found
+
+
+def _parts(value: Any) -> dict[Any, Any] | None:
+    """What a container holds, by name or place; None for what is none."""
+    if isinstance(value, type):
+        return None
+    if is_named_tuple(type(value)):
+        return dict(zip(value._fields, value, strict=True))
+    if type(value) in (list, tuple):
+        return dict(enumerate(value))
+    if hasattr(value, "items"):
+        return dict(value.items())
+    if dataclasses.is_dataclass(value):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    return None

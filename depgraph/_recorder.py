@@ -20,7 +20,7 @@ from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode, PythonKey
 from torch.utils import _pytree as pytree
 
 from depgraph._blocks import mapped
-from depgraph._calls import ModuleCall, plain
+from depgraph._calls import ModuleCall, classes_in, plain
 from depgraph._meta import (
     CPU,
     META,
@@ -296,11 +296,9 @@ class Recorder(ProxyTorchDispatchMode):
     def left(self, output: Any) -> None:
         """Note the call that has ended."""
         name, start, (args, kwargs) = self.stack.pop()
-        bare = plain(output)
-        result = mapped(bare, self.traced)
-        end, depth = len(self.nodes), len(self.stack)
-        cls = type(output) if bare is not output and type(output) is not dict else None
-        self.calls.append(ModuleCall(name, start, end, args, kwargs, result, depth, cls))
+        result = mapped(plain(output), self.traced)
+        end, depth, classes = len(self.nodes), len(self.stack), classes_in(output)
+        self.calls.append(ModuleCall(name, start, end, args, kwargs, result, depth, classes))
 
     def traced(self, value: Any) -> Any:
         known = isinstance(value, Tensor) and (value.is_meta or id(value) in self.node_of)

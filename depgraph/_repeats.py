@@ -154,7 +154,7 @@ class Repeats:
                     mapped(call.kwargs, moved),
                     mapped(call.output, moved),
                     call.depth + depth,
-                    call.output_class,
+                    call.output_classes,
                 )
             )
 

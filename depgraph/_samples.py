@@ -38,8 +38,8 @@ def goes_through_samples(p: Propagation, nodes: Iterable[fx.Node], batch: Axis) 
         name = op_name(node)
         if name in _JOINING:
             a = arguments(node)
-            if p.axes(node)[a["dim"] % len(shape(node))] == batch:
-                return len(a["tensors"]) > 1
+            if len(a["tensors"]) > 1 and p.axes(node)[a["dim"]] == batch:
+                return True
         elif name in (*_BY_NUMBER, *RANGES, "aten.select"):
             a = arguments(node)
             if p.axes(a["self"])[a["dim"]] != batch:

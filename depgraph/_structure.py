@@ -60,7 +60,7 @@ class Encoder:
         self._module_names[id(module)] = name
         cls = original_class(module)
         # torch gives each parametrized module a class of its own, which no other program has
-        parametrized = "parametrizations" in module._modules
+        parametrized = parametrize.is_parametrized(module)
         out: dict[str, Any] = {
             "class": qualified_name(cls.__bases__[0] if parametrized else cls, name),
             "training": module.training,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from operator import getitem
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 from torch.utils import _pytree as pytree
 
-from depgraph._calls import Unread
+from depgraph._calls import Path, Unread
 from depgraph._program import (
     function_name,
     rebuild,
@@ -31,7 +31,6 @@ from depgraph.literals import (
     PARTING,
     RANGES,
     SIZE_ARGUMENTS,
-    counted,
     kept_range,
     literal_axes,
     spelled_sizes,
@@ -83,12 +82,20 @@ class Writer:
             else:
                 self._op(self.trace.nodes[index])
                 index += 1
-        result = self._mapped(self.call.output)
-        if self.call.output_class is not None:
-            name = qualified_name(self.call.output_class, self._where())
-            result = self.graph.call_function(rebuild, (name, result))
-        self.graph.output(result)
+        self.graph.output(self._rebuilt(self.call.output))
         return self.graph
+
+    def _rebuilt(self, output: Any, path: Path = ()) -> Any:
+        """An output with what the module made of its parts, at any depth."""
+        if not self.call.output_classes or not isinstance(output, (tuple, list, dict)):
+            return self._mapped(output)
+        if not isinstance(output, dict):
+            return type(output)(self._rebuilt(x, (*path, i)) for i, x in enumerate(output))
+        fields = {key: self._rebuilt(value, (*path, key)) for key, value in output.items()}
+        cls = self.call.output_classes.get(path)
+        if cls is None:
+            return fields
+        return self.graph.call_function(rebuild, (qualified_name(cls, self._where()), fields))
 
     def _placeholders(self) -> None:
         signature = inspect.signature(type(self.module).forward)
@@ -145,28 +152,29 @@ class Writer:
         # named by hand: a child called "self" would shadow the module in the generated code
         name = self.children[child.name]
         result = self.graph.create_node("call_module", name, args, kwargs, name="child")
-        by_name = child.output_class is not None and not issubclass(child.output_class, dict)
-        self._take(result, child.output, getattr if by_name else getitem)
+        self._take(result, child.output, child.output_classes)
 
-    def _take(self, result: fx.Node, output: Any, part: Callable[..., Any] = getitem) -> None:
+    def _take(
+        self, result: fx.Node, output: Any, classes: Mapping[Path, type], path: Path = ()
+    ) -> None:
         """The tensors in what a child returned, which may be a container of them."""
         if isinstance(output, fx.Node):
             self.made[output] = result
         elif isinstance(output, (tuple, list, dict)):
             items = output.items() if isinstance(output, dict) else enumerate(output)
+            part = getitem if issubclass(classes.get(path, dict), dict) else getattr
             for key, item in items:
                 if any(isinstance(leaf, fx.Node) for leaf in pytree.tree_leaves(item)):
-                    self._take(self.graph.call_function(part, (result, key)), item)
+                    own = self.graph.call_function(part, (result, key))
+                    self._take(own, item, classes, (*path, key))
 
     def _op(self, node: fx.Node) -> None:
         target: Any = node.target
         function_name(target)  # refuses what a program cannot hold
         args, kwargs = self._mapped(node.args), dict(self._mapped(node.kwargs))
         name = op_name(node)
-        if name in SIZE_ARGUMENTS:
-            args, kwargs = self._with_sizes(node, SIZE_ARGUMENTS[name], args, kwargs)
-        if name in COUNTS:
-            args, kwargs = self._with_counts(node, COUNTS[name], args, kwargs)
+        if name in SIZE_ARGUMENTS or name in COUNTS:
+            args, kwargs = self._with_sizes(node, args, kwargs)
         if name in GROUPED:
             args, kwargs = self._with_groups(node, GROUPED[name], args, kwargs)
         if name == "aten.scaled_dot_product_attention":
@@ -210,23 +218,17 @@ class Writer:
         return {"scale": axis_size(axis) ** -0.5}
 
     def _with_sizes(
-        self, node: fx.Node, argument: str, args: Any, kwargs: dict[str, Any]
+        self, node: fx.Node, args: Any, kwargs: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]]:
         sizes = spelled_sizes(self.p, node)
+        if not sizes:
+            return args, kwargs
+        argument = {**SIZE_ARGUMENTS, **COUNTS}[op_name(node)]
         # where nothing is left, torch cannot tell what an open size would be
         empty = not all(axis_size(axis, self.sizes) for axis in self.p.axes(node))
         new = [
             size if size == -1 and not empty else self.free_sizes.of(axis) for axis, size in sizes
         ]
-        return _with_argument(node, argument, new, args, kwargs)
-
-    def _with_counts(
-        self, node: fx.Node, argument: str, args: Any, kwargs: dict[str, Any]
-    ) -> tuple[Any, dict[str, Any]]:
-        """As many as before, or as there are samples or tokens where it was that many."""
-        new = [self.free_sizes.of(axis) for axis, _ in counted(self.p, node)]
-        if not new:
-            return args, kwargs
         several = isinstance(arguments(node)[argument], (list, tuple))
         return _with_argument(node, argument, new if several else new[0], args, kwargs)
 

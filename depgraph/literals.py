@@ -91,42 +91,31 @@ def literal_axes(p: Propagation, node: fx.Node) -> list[Axis]:
 
 
 def spelled_sizes(p: Propagation, node: fx.Node) -> list[tuple[Axis, int]]:
-    """The numbers in the size argument of a call, each with the axis that it sizes.
+    """The numbers in an argument of a call, each with the axis that it sizes.
 
     Parameters
     ----------
     p : Propagation
     node : fx.Node
-        A call of one of the ops in `SIZE_ARGUMENTS`.
+        A call of one of the ops in `SIZE_ARGUMENTS` or `COUNTS`.
 
     Returns
     -------
     list of (Axis, int)
-        A number is -1 where the call leaves it open.
+        A number is -1 where the call leaves it open. Empty where something else than numbers says
+        how many.
     """
-    name = op_name(node)
-    given = arguments(node)[SIZE_ARGUMENTS[name]]
-    rank = len(shape(node))
-    first = rank - len(given)
+    name, a, made = op_name(node), arguments(node), p.axes(node)
+    if name in COUNTS:
+        return _counted(p, node)
+    given = a[SIZE_ARGUMENTS[name]]
+    first = len(made) - len(given)
     if name == "aten.unflatten":
-        first = arguments(node)["dim"] % (rank - len(given) + 1)
-    return list(zip(p.axes(node)[first : first + len(given)], given, strict=True))
+        first = a["dim"] % (first + 1)
+    return list(zip(made[first : first + len(given)], given, strict=True))
 
 
-def counted(p: Propagation, node: fx.Node) -> list[tuple[Axis, int]]:
-    """The numbers in the argument of a call that counts, each with the axis that it sizes.
-
-    Parameters
-    ----------
-    p : Propagation
-    node : fx.Node
-        A call of one of the ops in `COUNTS`.
-
-    Returns
-    -------
-    list of (Axis, int)
-        Empty where something else than these numbers says how many.
-    """
+def _counted(p: Propagation, node: fx.Node) -> list[tuple[Axis, int]]:
     name, a, made = op_name(node), arguments(node), p.axes(node)
     given = a[COUNTS[name]]
     if name == "aten.arange":
@@ -135,11 +124,9 @@ def counted(p: Propagation, node: fx.Node) -> list[tuple[Axis, int]]:
     source = p.axes(a["self"])
     if name == "aten.repeat_interleave":
         dim = a.get("dim")
-        return (
-            []
-            if dim is None or isinstance(given, fx.Node)
-            else [(made[dim][len(source[dim]) :], given)]
-        )
+        if dim is None or isinstance(given, fx.Node):
+            return []
+        return [(made[dim][len(source[dim]) :], given)]
     old = [*[()] * (len(made) - len(source)), *source]
     copies = [axis[: len(axis) - len(was)] for axis, was in zip(made, old, strict=True)]
     return list(zip(copies[len(copies) - len(given) :], given, strict=True))

@@ -69,8 +69,7 @@ def align_head_dims(
         turn = value_turn(output, attention.output.index, *statistics.value(attention))
         _turn_rows(tensors, attention.value, turn)
         index = attention.output.index
-        turned = _matmul(output[:, index], turn.mT, "ohd,hde->ohe")
-        output[:, index] = turned.to(output.dtype)
+        output[:, index] = _turned("ohd,hde->ohe", output[:, index], turn.mT)
         query, key = query_key_turns(*statistics.query_key(attention))
         _turn_rows(tensors, attention.query, query)
         _turn_rows(tensors, attention.key, key)
@@ -116,19 +115,18 @@ def _ridged(moments: Tensor) -> Tensor:
 
 def _turn_rows(tensors: dict[str, Tensor], part: Part, turn: Tensor) -> None:
     weight = tensors[part.weight]
-    turned = _matmul(turn, weight[part.index], "hed,hdi->hei")
-    weight[part.index] = turned.to(weight.dtype)
+    weight[part.index] = _turned("hdi,hed->hei", weight[part.index], turn)
     if not part.bias:
         return
     sizes = [len(tensors[name]) for name in part.bias]
     whole = torch.cat([tensors[name] for name in part.bias])
-    whole[part.index] = _matmul(turn, whole[part.index], "hed,hd->he").to(whole.dtype)
+    whole[part.index] = _turned("hd,hed->he", whole[part.index], turn)
     for name, piece in zip(part.bias, whole.split(sizes), strict=True):
         tensors[name].copy_(piece)
 
 
-def _matmul(left: Tensor, right: Tensor, equation: str) -> Tensor:
-    return torch.einsum(equation, left.double(), right.double())
+def _turned(equation: str, weight: Tensor, turn: Tensor) -> Tensor:
+    return torch.einsum(equation, weight.double(), turn.double()).to(weight.dtype)
 
 
 class _Statistics:

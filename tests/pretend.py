@@ -9,10 +9,10 @@ since torch cannot forget a device.
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -66,17 +66,13 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         _check(func, args, tensors)
     if here and kwargs.get("generator") is not None:
         raise RuntimeError(f"{func} on '{NAME}' was given a generator of the CPU")
-    result = func(*pytree.tree_map_only(Held, lambda x: x.held, args), **_held(kwargs))
+    inside, named = pytree.tree_map_only(Held, lambda x: x.held, (args, kwargs))
+    result = func(*inside, **named)
     if func._schema.name.endswith("_") and isinstance(args[0], Tensor):
         return args[0]  # in place
     if kwargs.get("out") is not None:
         return kwargs["out"]
     return pytree.tree_map_only(Tensor, Held, result) if here else result
-
-
-def _held(kwargs: dict[str, Any]) -> dict[str, Any]:
-    inside: dict[str, Any] = pytree.tree_map_only(Held, lambda x: x.held, kwargs)
-    return inside
 
 
 def _check(func: Any, args: tuple[Any, ...], tensors: list[Tensor]) -> None:
@@ -106,7 +102,7 @@ def pretended() -> Iterator[torch.device]:
     library = torch.library.Library("aten", "IMPL")
     for op in (aten.empty.memory_format, aten.empty_strided.default):
         # what torch's own C++ code makes, out of the mode's sight
-        library.impl(op, functools.partial(_made, op), "PrivateUse1")
+        library.impl(op, partial(_made, op), "PrivateUse1")
     library.impl(aten._copy_from.default, _copied, "PrivateUse1")
     with _Ops():
         yield torch.device(NAME, 0)
@@ -128,9 +124,9 @@ def _cases() -> Iterator[tuple[str, Callable[[torch.device], None]]]:
 
     for name in NETWORKS:
         for metric in pruners.METRICS if name in SCORED else ():
-            yield f"{name}, {metric}", lambda d, n=name, m=metric: _scores_agree(d, n, m)  # type: ignore[misc]
+            yield f"{name}, {metric}", partial(_scores_agree, name, metric)
         for what, options in CUTS.items():
-            yield f"{name}, {what}", lambda d, n=name, o=options: _stays(d, n, o)  # type: ignore[misc]
+            yield f"{name}, {what}", partial(_stays, name, options)
 
 
 CUTS: dict[str, dict[str, Any]] = {
@@ -146,7 +142,7 @@ SCORED = ("tied", "convolutions", "vit_base_patch16_224")
 """Networks that between them have every kind of member that metrics treat apart."""
 
 
-def _scores_agree(device: torch.device, name: str, metric: str) -> None:
+def _scores_agree(name: str, metric: str, device: torch.device) -> None:
     import depgraph
     import pruners
     from tests.pruners.networks import batches, network
@@ -163,7 +159,7 @@ def _scores_agree(device: torch.device, name: str, metric: str) -> None:
         torch.testing.assert_close(found[1][group], values, rtol=1e-2, atol=1e-6)
 
 
-def _stays(device: torch.device, name: str, options: dict[str, Any]) -> None:
+def _stays(name: str, options: dict[str, Any], device: torch.device) -> None:
     import pruners
     from tests.pruners.networks import batches, network
 

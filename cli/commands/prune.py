@@ -141,8 +141,8 @@ def prune(
     found = None
     if data is not None:
         check_apart(out, data)
-    if data is not None and (scorer.needs_data or compensate is not False):
-        found = domains.load_domains(data, progress=not as_json)
+        if scorer.needs_data or compensate is not False:
+            found = domains.load_domains(data, progress=not as_json)
     if found is not None and num_classes is None and not Path(model_name).is_dir():
         num_classes = len(found.classes)
     sources = None if found is None else [d for d in found.samples if d != target]

@@ -141,7 +141,7 @@ def test_more_images_than_there_are_is_refused_before_any_training(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("command", ["run", "prune", "finetune"])
+@pytest.mark.parametrize("command", ["run", "prune", "finetune", "sweep"])
 def test_results_in_the_folder_of_images_are_refused(
     invoke: Invoke, run: list[object], data: Path, tmp_path: Path, command: str
 ) -> None:
@@ -149,7 +149,11 @@ def test_results_in_the_folder_of_images_are_refused(
         "run": [*run],
         "prune": ["prune", *TINY, "--ratio=0.5", "--data", data],
         "finetune": ["finetune", tmp_path, "--data", data, "--target=wool"],
+        "sweep": ["sweep", tmp_path / "grid.toml", "--data", data],
     }
+    (tmp_path / "grid.toml").write_text(
+        'data = "ROOT"\nmodels = "vit_tiny_patch16_224"\nratio = 0.5'
+    )
     inside = data / "results"
     failed(invoke(*calls[command], "--out", inside), "folder of images")
     assert not inside.exists()

@@ -202,7 +202,14 @@ class Pieces(Written):
         return torch.cat([super(Pieces, self).forward(piece) for piece in x.split(1)])
 
 
-@pytest.mark.parametrize("written", [Loop, Pieces])
+class Joined(Written):
+    """Pieces that are put together after a join of one batch alone, which says nothing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([super(Joined, self).forward(piece) for piece in torch.cat([x]).split(1)])
+
+
+@pytest.mark.parametrize("written", [Loop, Pieces, Joined])
 def test_a_generated_forward_with_a_loop_over_samples_refuses_other_batches(written: type) -> None:
     model = randomise(written()).double().eval()
     graph = depgraph.trace(model, example(2))
@@ -267,6 +274,8 @@ CONTAINERS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "nested": lambda tokens, pooled: (tokens, [pooled, (tokens,)], {"pooled": (pooled,)}),
     "named tuple": Named,
     "ordered dict": lambda tokens, pooled: OrderedDict(tokens=tokens, pooled=pooled),
+    "named in a dict": lambda tokens, pooled: {"out": Named(tokens, pooled), "tokens": [tokens]},
+    "named in named": lambda tokens, pooled: Named((Named(tokens, pooled),), {"x": pooled}),
 }
 
 
@@ -301,6 +310,17 @@ def test_a_generated_forward_returns_the_container_of_the_original(name: str) ->
     got, expected = small(example(3)), model(example(3))
     assert type(got) is type(expected)
     assert pytree.tree_structure(got) == pytree.tree_structure(expected)
+
+
+class OuterOfNested(Outer):
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.child(x)["out"]
+        return inner.tokens + inner.pooled[:, None]
+
+
+def test_a_named_tuple_within_what_a_child_returns_is_read() -> None:
+    model = randomise(OuterOfNested(Contained(CONTAINERS["named in a dict"]))).double().eval()
+    try_model(model, example(2), example(3), 1)
 
 
 @pytest.mark.parametrize("name", ["tuple", "list", "named tuple"])
