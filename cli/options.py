@@ -222,12 +222,6 @@ pruning_options = _combined(
         "--num-calibration", type=click.IntRange(1), help="Images to compensate with  [256]."
     ),
     click.option(
-        "--separate/--together",
-        default=False,
-        show_default=True,
-        help="Let the head dims of v differ in number from those of q and k.",
-    ),
-    click.option(
         "--per-head",
         is_flag=True,
         help="Let each head keep head dims of its own, as many as the others; with --no-compensate "

@@ -167,8 +167,7 @@ class Stages:
 
     def _graph(self, name: str) -> depgraph.DependencyGraph:
         model = self._load(name)
-        separate = self.settings.pruning.get("separate", False)
-        return depgraph.trace(model, example_inputs(model), separate)
+        return depgraph.trace(model, example_inputs(model))
 
     def _cut_with(self) -> dict[str, Any]:
         settings = self.settings

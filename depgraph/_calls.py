@@ -36,6 +36,8 @@ class ModuleCall:
     output_classes : dict of tuple to type
         Dataclasses, named tuples and kinds of dicts that ``output`` holds as plain dicts, by the
         keys that lead to them.
+    grad : bool
+        Whether gradients were enabled when the call began.
     """
 
     name: str
@@ -46,6 +48,7 @@ class ModuleCall:
     output: Any
     depth: int
     output_classes: dict[Path, type]
+    grad: bool = False
 
 
 def is_named_tuple(cls: type) -> bool:

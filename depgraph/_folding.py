@@ -15,19 +15,17 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, fx, nn
 
-ATTRIBUTE = "depgraph_constants"
-"""Property of a class with a generated forward, that gives what its parameters alone decide."""
-
-_KEPT: WeakKeyDictionary[nn.Module, tuple[Any, tuple[Tensor, ...]]] = WeakKeyDictionary()
+_KEPT: WeakKeyDictionary[nn.Module, dict[str, tuple[Any, tuple[Tensor, ...]]]] = WeakKeyDictionary()
 
 
-def split_constants(graph: fx.Graph) -> tuple[fx.Graph, fx.Graph, list[str]] | None:
+def split_constants(graph: fx.Graph, attribute: str) -> tuple[fx.Graph, fx.Graph, list[str]] | None:
     """Take what only reads parameters and buffers out of a graph.
 
     Parameters
     ----------
     graph : fx.Graph
-        Changed: it takes the constants from the property `ATTRIBUTE`.
+        Changed: it takes the constants from the property ``attribute``.
+    attribute : str
 
     Returns
     -------
@@ -61,7 +59,7 @@ def split_constants(graph: fx.Graph) -> tuple[fx.Graph, fx.Graph, list[str]] | N
     constants.output(tuple(made[node] for node in used))
     names = [str(node.target) for node in made if node.op == "get_attr"]
     with graph.inserting_before(next(iter(graph.nodes))):
-        source = graph.create_node("get_attr", ATTRIBUTE)
+        source = graph.create_node("get_attr", attribute)
     with graph.inserting_after(source):
         for i, node in enumerate(used):
             node.replace_all_uses_with(graph.call_function(getitem, (source, i)))
@@ -101,7 +99,7 @@ def _hoist_placeholders(graph: fx.Graph) -> None:
 
 
 def constants_property(
-    compute: Callable[[nn.Module], tuple[Tensor, ...]], names: Sequence[str]
+    compute: Callable[[nn.Module], tuple[Tensor, ...]], names: Sequence[str], attribute: str
 ) -> property:
     """A property that computes constants where a parameter has changed.
 
@@ -111,6 +109,8 @@ def constants_property(
         Of the module.
     names : sequence of str
         Parameters and buffers that it reads, as dotted attributes.
+    attribute : str
+        Name of the property.
     """
     readers = [attrgetter(name) for name in names]
 
@@ -118,9 +118,10 @@ def constants_property(
         tensors = [read(self) for read in readers]
         # in-place changes count up the version, others change the place
         key = [(x.data_ptr(), x._version, x.dtype, x.device, _autocast(x)) for x in tensors]
-        known = _KEPT.get(self)
+        kept = _KEPT.setdefault(self, {})
+        known = kept.get(attribute)
         if known is None or known[0] != key:
-            known = _KEPT[self] = (key, compute(self))
+            known = kept[attribute] = (key, compute(self))
         return known[1]
 
     return property(constants)

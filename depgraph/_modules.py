@@ -107,3 +107,42 @@ def with_classes(model: nn.Module, classes: Mapping[str, type[nn.Module]]) -> nn
     for name, cls in classes.items():
         copy.get_submodule(name).__class__ = cls
     return copy
+
+
+def path_of(model: nn.Module, tensor: Tensor) -> tuple[Any, ...] | None:
+    """Where a module holds a tensor that it has not registered.
+
+    Parameters
+    ----------
+    model : nn.Module
+    tensor : Tensor
+
+    Returns
+    -------
+    tuple or None
+        Name of the module, of its attribute, and the places in lists, tuples and dicts within; None
+        where no module holds it.
+    """
+    for name, module in named_modules(model).items():
+        for attribute, value in vars(module).items():
+            if attribute not in _REGISTRIES:
+                places = _places(value, tensor)
+                if places is not None:
+                    return (name, attribute, *places)
+    return None
+
+
+_REGISTRIES = frozenset(vars(nn.Module())) - {"training"}
+
+
+def _places(value: Any, tensor: Tensor) -> tuple[Any, ...] | None:
+    """Keys that lead to a tensor within plain containers; none where the value is the tensor."""
+    if value is tensor:
+        return ()
+    kind = type(value)
+    items = value.items() if kind is dict else enumerate(value) if kind in (list, tuple) else ()
+    for key, item in items:
+        places = _places(item, tensor)
+        if places is not None:
+            return (key, *places)
+    return None

@@ -48,7 +48,7 @@ READS = {
     torch.ops.aten.equal.default,
 }
 """Ops that give the program a tensor's value."""
-_SMALL = 1 << 16
+SMALL = 1 << 16
 """Elements of a tensor of positions or of a mask that is still worth computing."""
 
 
@@ -86,12 +86,14 @@ class Recorder(ProxyTorchDispatchMode):
         self.known: dict[fx.Node, Tensor] = {}
         self._alive: list[Any] = []  # an id must not be given to a second tensor
         self._stand_ins: dict[int, Tensor] = {}
+        self._given: dict[int, Tensor] = {}
         self._results: dict[Any, Any] = {}
-        self.stack: list[tuple[str, int, Any]] = []
+        self.stack: list[tuple[str, int, Any, bool]] = []
         self.repeats: Repeats | None = None
         self.written: list[tuple[Tensor, fx.Node, fx.Node]] = []
         self._device = torch.device("cpu")  # where the forward thinks it runs
         self.mode_readers: set[str] = set()  # modules that ran when some module's mode was read
+        self.modes_read: set[tuple[str, str]] = set()  # the module that ran, and whose mode it was
         self.running: Any = None  # the op that was called last
 
     @property
@@ -112,8 +114,10 @@ class Recorder(ProxyTorchDispatchMode):
         return self._stand_ins[id(tensor)]
 
     def input(self, tensor: Tensor) -> Tensor:
-        """Meta tensor that takes the place of an input."""
-        value = on_meta(tensor)
+        """Meta tensor that takes the place of an input, one for each tensor."""
+        if id(tensor) in self._given:
+            return self._given[id(tensor)]
+        value = self._given[id(tensor)] = on_meta(tensor)
         placeholder = self.make.placeholder(f"input_{len(self.inputs)}")
         self.inputs.append(self._note(placeholder, value))
         return value
@@ -152,9 +156,10 @@ class Recorder(ProxyTorchDispatchMode):
     def changed(self) -> None:
         """An attribute of a module was set, which matters to nothing here."""
 
-    def mode_read(self) -> None:
-        """The module that is running asked for a mode."""
+    def mode_read(self, name: str) -> None:
+        """The module that is running asked for the mode of one."""
         self.mode_readers.add(self.current)
+        self.modes_read.add((self.current, name))
 
     def finish(
         self, output: Any
@@ -194,6 +199,7 @@ class Recorder(ProxyTorchDispatchMode):
             return result
         node = self.make.call(func, node_args, node_kwargs)
         node.meta["source"] = source_line()
+        node.meta["grad"] = torch.is_grad_enabled()
         self._note(node, result)
         if isinstance(result, Tensor):
             self._compute(node)
@@ -213,7 +219,7 @@ class Recorder(ProxyTorchDispatchMode):
         if func._schema.is_mutable and not known:
             self.known.clear()  # something known may have been written to
         random = torch.Tag.nondeterministic_seeded in func.tags
-        if not known or random or node.meta["val"].numel() > _SMALL:
+        if not known or random or node.meta["val"].numel() > SMALL:
             return
 
         def real(value: Any) -> Any:
@@ -291,14 +297,15 @@ class Recorder(ProxyTorchDispatchMode):
 
     def entered(self, name: str, args: Any, kwargs: dict[str, Any]) -> None:
         """Note a call that begins."""
-        self.stack.append((name, len(self.nodes), mapped((args, kwargs), self.traced)))
+        given = mapped((args, kwargs), self.traced)
+        self.stack.append((name, len(self.nodes), given, torch.is_grad_enabled()))
 
     def left(self, output: Any) -> None:
         """Note the call that has ended."""
-        name, start, (args, kwargs) = self.stack.pop()
+        name, start, (args, kwargs), grad = self.stack.pop()
         result = mapped(plain(output), self.traced)
         end, depth, classes = len(self.nodes), len(self.stack), classes_in(output)
-        self.calls.append(ModuleCall(name, start, end, args, kwargs, result, depth, classes))
+        self.calls.append(ModuleCall(name, start, end, args, kwargs, result, depth, classes, grad))
 
     def traced(self, value: Any) -> Any:
         known = isinstance(value, Tensor) and (value.is_meta or id(value) in self.node_of)

@@ -47,9 +47,9 @@ class Repeats:
         self._changes += 1
         self._likeness.forget()
 
-    def mode_read(self) -> None:
+    def mode_read(self, name: str) -> None:
         """Some code asked a module for its mode."""
-        self._recorder.mode_read()
+        self._recorder.mode_read(name)
 
     def call(self, name: str, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         """Record a call of a module, or repeat that of one which is alike."""
@@ -155,6 +155,7 @@ class Repeats:
                     mapped(call.output, moved),
                     call.depth + depth,
                     call.output_classes,
+                    call.grad,
                 )
             )
 

@@ -28,7 +28,7 @@ from depgraph.graph import DependencyGraph
 from depgraph.literals import GROUPED
 from depgraph.plan import Plan
 from depgraph.propagate import Propagation, op_name
-from depgraph.regenerate import Regenerator
+from depgraph.rewrite import Rewriter
 from depgraph.rules.convolve import group_axis
 from depgraph.trace import (
     TraceError,
@@ -53,13 +53,13 @@ class Slicer:
         self.kept = graph.kept_atoms(plan)
         self.sizes = kept_sizes(self.kept)
         self.modules = named_modules(model)
-        self._regenerator = Regenerator(self.p, self.kept, model, graph.separated)
         tensors, _ = named_tensors(model)
         self.first_name = {id(tensor): name for name, tensor in tensors.items()}
         self._reconsidered: set[str] = set()
         self.calls = graph.traced.calls_of
         # many parameters share an axis
         self._indices = cache(partial(kept_indices, kept=self.kept))
+        self._rewriter = Rewriter(self.p, self.kept, model, self.removed())
 
     def new_tensors(self, share: bool) -> dict[int, Tensor]:
         """The tensor to put in place of each old one; unpruned ones are shared or copied."""
@@ -209,10 +209,9 @@ class Slicer:
         return torch.empty(size, dtype=fake.dtype, device="meta")
 
     def add_classes(self, edits: Edits) -> None:
-        """Generated forwards for modules of another temperature, and where parts are apart."""
-        generated = self.cut_attention | self.graph.separated.keys()
+        """Rewritten forwards for modules of another temperature."""
         for name in self.modules:
-            if self.calls.get(name) and name in generated:
+            if self.calls.get(name) and name in self.cut_attention:
                 edits.classes[name] = self.generated(name)
 
     def bypassed(self, edits: Edits) -> list[str]:
@@ -292,7 +291,7 @@ class Slicer:
         """The class of a module with its forward generated for the plan."""
         module = self.modules[name]
         tensors = self.own_tensors(module, recurse=True)
-        return self._regenerator.generate(module, self.calls[name][0], tensors)
+        return self._rewriter.rewritten(module, self.calls[name][0], tensors)
 
 
 def _likeliest(options: dict[tuple[Any, ...], list[int]]) -> dict[tuple[Any, ...], int]:

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from depgraph._program import original_class, programmed_class
 from depgraph._trusted import TRUSTED, is_trusted, load_object, qualified_name
 from depgraph.errors import DepgraphError
+from depgraph.rewrite import original_class
 
 _INTERNAL = frozenset(vars(nn.Module())) | {"depgraph_plans"}
 _CONTAINERS: dict[str, Callable[[Any], Any]] = {
@@ -73,7 +73,7 @@ class Encoder:
         if parametrized:
             out["parametrized"] = list(module._modules["parametrizations"])  # type: ignore[call-overload]
         if cls is not type(module):
-            out["programs"] = type(module).depgraph_programs  # type: ignore[attr-defined]
+            raise DepgraphError(f"module '{name}' has a rewritten forward, which is not saved yet")
         transient = module._non_persistent_buffers_set
         out["parameters"] = {
             key: self._tensor(value, f"{name}.{key}", True)
@@ -172,8 +172,6 @@ class Decoder:
             parametrize._inject_new_class(module)
             for key in data["parametrized"]:
                 parametrize._inject_property(module, key)
-        if "programs" in data:
-            module.__class__ = programmed_class(type(module), data["programs"])
         return module
 
     def _tensor(self, data: dict[str, Any]) -> Tensor:

@@ -24,7 +24,7 @@ class Watcher(Protocol):
     def changed(self) -> None:
         """An attribute of a watched module was set."""
 
-    def mode_read(self) -> None:
+    def mode_read(self, name: str) -> None:
         """Some code asked a watched module whether it is in training."""
 
 
@@ -56,7 +56,7 @@ def _set(module: nn.Module, name: str, value: Any) -> None:
 
 def _mode(module: nn.Module) -> bool:
     if (found := _watched.get(id(module))) is not None:
-        found[0].mode_read()
+        found[0].mode_read(found[1])
     try:
         mode: bool = vars(module)["training"]
     except KeyError:

@@ -1,11 +1,12 @@
-"""Turns one call of a module in a trace into a graph with the sizes of a plan."""
+"""Turns a traced call of a module into a graph with the sizes of a plan."""
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from operator import getitem
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
+from operator import floordiv, getitem
 from typing import Any
 
 import torch
@@ -13,16 +14,12 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 from torch.utils import _pytree as pytree
 
-from depgraph._calls import Path, Unread
-from depgraph._program import (
-    function_name,
-    rebuild,
-    require,
-    require_same,
-)
-from depgraph._samples import goes_through_samples
-from depgraph._sizes import Sizes
-from depgraph._trusted import qualified_name
+from depgraph._calls import ModuleCall, Unread, is_named_tuple
+from depgraph._calls import Path as OutputPath
+from depgraph._given import Given, Path, Symbol
+from depgraph._meta import META
+from depgraph._skeleton import Traced
+from depgraph._symbols import SYMBOLIC, divides, pin
 from depgraph.axes import Atom, Axis, axis_atoms, axis_size, kept_sizes
 from depgraph.errors import DepgraphError
 from depgraph.literals import (
@@ -37,208 +34,288 @@ from depgraph.literals import (
 )
 from depgraph.propagate import Propagation, arguments, op_name
 from depgraph.rules.convolve import group_axis
-from depgraph.trace import ModuleCall, Trace
-from depgraph.work import batch_atoms
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a forward is read from: one call in one propagated trace.
-
-    ``names`` and ``children`` are what the module itself calls its tensors and the modules in it.
-    """
-
-    p: Propagation
-    call: ModuleCall
-    names: dict[fx.Node, str]
-    children: dict[str, str]
 
 
 class Writer:
-    """Turns one module's trace into a graph with child calls and free batch and token sizes."""
+    """Writes one forward: from a module's trace, with child calls and free sizes.
 
-    def __init__(self, source: Source, kept: Mapping[Atom, Tensor], module: nn.Module) -> None:
-        self.p = source.p
-        self.trace: Trace = source.p.trace
-        self.call = source.call
-        self.names = source.names
-        self.children = source.children
-        self.kept = kept
-        self.sizes = kept_sizes(kept)
-        self.module = module
-        self.graph = fx.Graph()
-        self.made: dict[fx.Node, fx.Node] = {}
-        self.free_sizes = Sizes(self.graph, self.p, self.sizes)
+    Parameters
+    ----------
+    where : str
+        The module, for people.
+    signature : inspect.Signature
+    traced : Traced
+    p : Propagation
+        Of the numbers.
+    kept : mapping of Atom to LongTensor
+    given : Given
+    cls : type
+        Holds the constants of the forward.
+    number : int
+        Of the forward, among those of the class.
+    """
+
+    def __init__(
+        self,
+        where: str,
+        signature: inspect.Signature,
+        traced: Traced,
+        p: Propagation,
+        kept: Mapping[Atom, Tensor],
+        given: Given,
+        cls: type[nn.Module],
+        number: int,
+    ) -> None:
+        self._where = where
+        self._signature = signature
+        self._trace = traced.numbers
+        self._raw = traced.raw
+        self._number_of = dict(zip(traced.raw.nodes, traced.numbers.nodes, strict=True))
+        self._symbols = traced.symbols
+        self._call: ModuleCall = traced.raw.calls_of[""][-1]
+        self._p = p
+        self._kept = kept
+        self._sizes = kept_sizes(kept)
+        self._given = given
+        self._cls = cls
+        self._number = number
+        self._graph = fx.Graph()
+        self._made: dict[fx.Node, fx.Node] = {}  # by raw node
+        self._places: dict[Path, fx.Node] = {}
+        self._expressions: dict[Any, Any] = {}
+        self._names = {node: name for name, node in traced.raw.tensors.items()}
+        self._grad: bool | None = None  # as the caller has it
 
     def write(self) -> fx.Graph:
+        """The graph; a guard may have been added to the symbols."""
         self._placeholders()
-        self._fix_batch()
-        index = self.call.start
-        while index < self.call.end:
-            child = self.trace.calls_at.get((self.call.depth + 1, index))
+        index, children = self._call.start, self._raw.calls_at
+        while index < self._call.end:
+            child = children.get((self._call.depth + 1, index))
             if child is not None:
                 self._child(child)
                 index = child.end
             else:
-                self._op(self.trace.nodes[index])
+                self._op(self._raw.nodes[index])
                 index += 1
-        self.graph.output(self._rebuilt(self.call.output))
-        return self.graph
+        output = self._rebuilt(self._call.output)
+        self._set_gradients(None)
+        self._graph.output(output)
+        return self._graph
 
-    def _rebuilt(self, output: Any, path: Path = ()) -> Any:
+    def _placeholders(self) -> None:
+        for name, parameter in self._signature.parameters.items():
+            default = parameter.default
+            extra = {} if default is parameter.empty else {"default_value": default}
+            star = str(parameter).partition(name)[0]  # "", "*" or "**"
+            self._places[(name,)] = self._graph.placeholder(star + name, **extra)
+        for raw, given in zip(self._raw.inputs, self._given.tensors.values(), strict=True):
+            self._made[raw] = self._place(given.places[0])
+        if self.switches_gradients:
+            self._asked = self._graph.call_function(torch.is_grad_enabled)
+
+    def _place(self, path: Path) -> fx.Node:
+        """An argument, or what it holds at some place."""
+        if path not in self._places:
+            source, key = self._place(path[:-1]), path[-1]
+            named = isinstance(key, str) and key.startswith(".")
+            part = (getattr, (source, key[1:])) if named else (getitem, (source, key))
+            self._places[path] = self._graph.call_function(*part)
+        return self._places[path]
+
+    def _symbol(self, number: int) -> fx.Node:
+        """What the inputs say that a symbol is."""
+        key = ("symbol", number)
+        if key not in self._expressions:
+            self._expressions[key] = self._asked_of_inputs(number)
+        node: fx.Node = self._expressions[key]
+        return node
+
+    def _asked_of_inputs(self, number: int) -> fx.Node:
+        for path, symbol in self._given.numbers.items():
+            if symbol.number == number:
+                return self._place(path)
+        for given in self._given.tensors.values():
+            for dim, found in enumerate(given.dims):
+                if isinstance(found, Symbol) and found.number == number:
+                    size = self._graph.call_method("size", (self._place(given.places[0]), dim))
+                    if found.kept == 1:
+                        return size
+                    return self._graph.call_function(floordiv, (size, found.kept))
+        raise KeyError(number)
+
+    @cached_property
+    def switches_gradients(self) -> bool:
+        """Whether the forward turns gradients on or off within itself."""
+        return any(self._forced(node) is not None for node in self._raw.nodes) or any(
+            self._forced_call(call) is not None for call in self._raw.calls
+        )
+
+    def _forced(self, raw: fx.Node) -> bool | None:
+        """What the forward sets gradients to at an op, whatever the caller has them be."""
+        if "grad" not in raw.meta:
+            return self._grad
+        return _forced(raw.meta["grad"], self._number_of[raw].meta["grad"])
+
+    def _forced_call(self, call: ModuleCall) -> bool | None:
+        place = next(i for i, other in enumerate(self._raw.calls) if other is call)
+        return _forced(call.grad, self._trace.calls[place].grad)
+
+    def _set_gradients(self, wanted: bool | None) -> None:
+        if wanted is not self._grad:
+            self._grad = wanted
+            value = self._asked if wanted is None else wanted
+            self._graph.call_function(torch._C._set_grad_enabled, (value,))
+
+    def _rebuilt(self, output: Any, path: OutputPath = ()) -> Any:
         """An output with what the module made of its parts, at any depth."""
-        if not self.call.output_classes or not isinstance(output, (tuple, list, dict)):
+        if not self._call.output_classes or not isinstance(output, (tuple, list, dict)):
             return self._mapped(output)
         if not isinstance(output, dict):
             return type(output)(self._rebuilt(x, (*path, i)) for i, x in enumerate(output))
         fields = {key: self._rebuilt(value, (*path, key)) for key, value in output.items()}
-        cls = self.call.output_classes.get(path)
+        cls = self._call.output_classes.get(path)
         if cls is None:
             return fields
-        return self.graph.call_function(rebuild, (qualified_name(cls, self._where()), fields))
-
-    def _placeholders(self) -> None:
-        signature = inspect.signature(type(self.module).forward)
-        names = list(signature.parameters)[1:]
-        bound = signature.bind(None, *self.call.args, **self.call.kwargs).arguments
-        placeholders = []
-        for name in names:
-            parameter = signature.parameters[name]
-            default = parameter.default
-            extra = {} if default is parameter.empty else {"default_value": default}
-            star = str(parameter).partition(name)[0]  # "", "*" or "**"
-            placeholder = self.graph.placeholder(star + name, **extra)
-            value = bound.get(name, {} if star == "**" else () if star else default)
-            placeholders.append((placeholder, value, name))
-        for placeholder, value, name in placeholders:
-            self._unpack(placeholder, value, name)
-
-    def _fix_batch(self) -> None:
-        """Where samples are handled one by one, refuse batches of other sizes."""
-        trace, batch = self.trace, batch_atoms(self.p)
-        own = (
-            node
-            for node in trace.nodes[self.call.start : self.call.end]
-            if node.op == "call_function" and trace.owner.get(node, "") == self.call.name
-        )
-        size = self.free_sizes.of(batch)
-        if isinstance(size, fx.Node) and goes_through_samples(self.p, own, batch):
-            self.graph.call_function(require, (size, trace.batch, "batch_size"))
-
-    def _unpack(self, source: fx.Node, value: Any, name: str) -> None:
-        """The tensors within an argument, which may be a container of them; the rest must agree."""
-        if isinstance(value, Unread):
-            return
-        if isinstance(value, fx.Node):
-            if value in self.made:
-                self.graph.call_function(require_same, (self.made[value], source, name))
-            self.made[value] = source
-            self.free_sizes.note(value, source)
-            return
-        if not any(isinstance(leaf, (fx.Node, Unread)) for leaf in pytree.tree_leaves(value)):
-            if not isinstance(value, dict) or value:
-                self.graph.call_function(require, (source, value, name))
-            return
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, item in items:
-            self._unpack(self.graph.call_function(getitem, (source, key)), item, name)
-
-    def _where(self) -> str:
-        return f"module '{self.call.name}' ({type(self.module).__name__})"
+        return self._graph.call_function(_maker(cls, self._where), (fields,))
 
     def _child(self, child: ModuleCall) -> None:
+        self._set_gradients(self._forced_call(child))
         args = self._mapped(child.args)
         kwargs = self._mapped(child.kwargs)
         # named by hand: a child called "self" would shadow the module in the generated code
-        name = self.children[child.name]
-        result = self.graph.create_node("call_module", name, args, kwargs, name="child")
+        result = self._graph.create_node("call_module", child.name, args, kwargs, name="child")
         self._take(result, child.output, child.output_classes)
 
     def _take(
-        self, result: fx.Node, output: Any, classes: Mapping[Path, type], path: Path = ()
+        self,
+        result: fx.Node,
+        output: Any,
+        classes: Mapping[OutputPath, type],
+        path: OutputPath = (),
     ) -> None:
         """The tensors in what a child returned, which may be a container of them."""
         if isinstance(output, fx.Node):
-            self.made[output] = result
+            self._made[output] = result
         elif isinstance(output, (tuple, list, dict)):
             items = output.items() if isinstance(output, dict) else enumerate(output)
             part = getitem if issubclass(classes.get(path, dict), dict) else getattr
             for key, item in items:
                 if any(isinstance(leaf, fx.Node) for leaf in pytree.tree_leaves(item)):
-                    own = self.graph.call_function(part, (result, key))
+                    own = self._graph.call_function(part, (result, key))
                     self._take(own, item, classes, (*path, key))
 
-    def _op(self, node: fx.Node) -> None:
-        target: Any = node.target
-        function_name(target)  # refuses what a program cannot hold
-        args, kwargs = self._mapped(node.args), dict(self._mapped(node.kwargs))
+    def _op(self, raw: fx.Node) -> None:
+        if raw.op != "call_function":
+            return  # a constant, written where it is read
+        self._set_gradients(self._forced(raw))
+        node, target = self._number_of[raw], raw.target
+        args, kwargs = self._mapped(raw.args), dict(self._mapped(raw.kwargs))
         name = op_name(node)
         if name in SIZE_ARGUMENTS or name in COUNTS:
-            args, kwargs = self._with_sizes(node, args, kwargs)
+            args, kwargs = self._with_sizes(raw, args, kwargs)
         if name in GROUPED:
-            args, kwargs = self._with_groups(node, GROUPED[name], args, kwargs)
+            args, kwargs = self._with_groups(raw, GROUPED[name], args, kwargs)
         if name == "aten.scaled_dot_product_attention":
             kwargs.update(self._scale(node))
-        if name in PARTING and self._is_cut(literal_axes(self.p, node)):
-            target, args, kwargs = self._with_parts(node)
+        if name in PARTING and self._is_cut(literal_axes(self._p, node)):
+            target, args, kwargs = self._with_parts(raw)
         if name in RANGES:
-            target, args, kwargs = self._with_range(node, target, args, kwargs)
-        self.made[node] = self.graph.call_function(target, args, kwargs)
+            target, args, kwargs = self._with_range(raw, target, args, kwargs)
+        self._made[raw] = self._graph.call_function(target, args, kwargs)  # type: ignore[arg-type]
 
     def _device(self) -> fx.Node:
         """Where the module's inputs are, wherever it was traced."""
-        return self.graph.call_function(getattr, (next(iter(self.made.values())), "device"))
+        found = next(iter(self._made.values()), None)
+        if found is None:
+            found = self._node(next(iter(self._names)))
+        return self._graph.call_function(getattr, (found, "device"))
 
     def _is_cut(self, axes: Iterable[Axis]) -> bool:
-        return any(atom in self.kept for axis in axes for atom in axis_atoms(axis))
+        return any(atom in self._kept for axis in axes for atom in axis_atoms(axis))
 
-    def _with_parts(self, node: fx.Node) -> tuple[Any, Any, dict[str, Any]]:
+    def _size(self, axis: Axis, value: Any) -> Any:
+        """The size of an axis in the pruned model, whose size in the dense one is a value."""
+        cut = tuple(factor for factor in axis if self._is_cut([(factor,)]))
+        if not cut:
+            return self._mapped_leaf(value)
+        whole, left = axis_size(cut), axis_size(cut, self._sizes)
+        if isinstance(value, torch.SymInt):
+            if divides(value, whole):
+                return self._mapped_leaf(value // whole * left)
+            pin(value)
+        return axis_size(axis, self._sizes)
+
+    def _with_parts(self, raw: fx.Node) -> tuple[Any, Any, dict[str, Any]]:
         """Any way of parting a dimension, as parts of stated sizes."""
-        sizes = [self.free_sizes.of(axis) for axis in literal_axes(self.p, node)]
-        a = arguments(node)
+        a, dim = arguments(raw), arguments(self._number_of[raw])["dim"]
+        parts = zip(
+            literal_axes(self._p, self._number_of[raw]),
+            (part.shape[dim] for part in raw.meta["val"]),
+            strict=True,
+        )
+        sizes = [self._size(axis, size) for axis, size in parts]
         split = torch.ops.aten.split_with_sizes.default
-        return split, (self._node(a["self"]), sizes, a["dim"]), {}
+        return split, (self._node(a["self"]), sizes, dim), {}
 
     def _with_range(
-        self, node: fx.Node, target: Any, args: Any, kwargs: dict[str, Any]
+        self, raw: fx.Node, target: Any, args: Any, kwargs: dict[str, Any]
     ) -> tuple[Any, Any, dict[str, Any]]:
         """A range of a pruned dimension: what is kept before its start, and before its end."""
+        node = self._number_of[raw]
         a = arguments(node)
-        if not self._is_cut([self.p.axes(a["self"])[a["dim"]]]):
+        if not self._is_cut([self._p.axes(a["self"])[a["dim"]]]):
             return target, args, kwargs
+        for value in arguments(raw).values():
+            pin(value)
         part = torch.ops.aten.slice.Tensor
-        return part, (self._node(a["self"]), a["dim"], *kept_range(self.p, node, self.kept)), {}
+        source = self._node(arguments(raw)["self"])
+        return part, (source, a["dim"], *kept_range(self._p, node, self._kept)), {}
 
     def _scale(self, node: fx.Node) -> dict[str, float]:
         """The temperature of the original width, where the op would take that of the new one."""
         a = arguments(node)
-        axis = self.p.axes(a["query"])[-1]
-        if a["scale"] is not None or axis_size(axis, self.sizes) == axis_size(axis):
+        axis = self._p.axes(a["query"])[-1]
+        if a["scale"] is not None or axis_size(axis, self._sizes) == axis_size(axis):
             return {}
         return {"scale": axis_size(axis) ** -0.5}
 
     def _with_sizes(
-        self, node: fx.Node, args: Any, kwargs: dict[str, Any]
+        self, raw: fx.Node, args: Any, kwargs: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]]:
-        sizes = spelled_sizes(self.p, node)
-        if not sizes:
+        node = self._number_of[raw]
+        sizes = spelled_sizes(self._p, node)
+        if not self._is_cut(axis for axis, _ in sizes):
             return args, kwargs
-        argument = {**SIZE_ARGUMENTS, **COUNTS}[op_name(node)]
+        name = op_name(node)
+        argument = {**SIZE_ARGUMENTS, **COUNTS}[name]
+        given = arguments(raw)[argument]
+        several = isinstance(given, (list, tuple))
+        values = list(given) if several else [given]
         # where nothing is left, torch cannot tell what an open size would be
-        empty = not all(axis_size(axis, self.sizes) for axis in self.p.axes(node))
+        if not all(axis_size(axis, self._sizes) for axis in self._p.axes(node)):
+            made = raw.meta["val"].shape
+            first = arguments(node)["dim"] if name == "aten.unflatten" else len(made) - len(values)
+            open_ = isinstance(values, list) and name in SIZE_ARGUMENTS
+            values = [
+                made[first + i] if open_ and value == -1 else value
+                for i, value in enumerate(values)
+            ]
         new = [
-            size if size == -1 and not empty else self.free_sizes.of(axis) for axis, size in sizes
+            value if isinstance(value, int) and value == -1 else self._size(axis, value)
+            for (axis, _), value in zip(sizes, values, strict=True)
         ]
-        several = isinstance(arguments(node)[argument], (list, tuple))
         return _with_argument(node, argument, new if several else new[0], args, kwargs)
 
     def _with_groups(
-        self, node: fx.Node, argument: str, args: Any, kwargs: dict[str, Any]
+        self, raw: fx.Node, argument: str, args: Any, kwargs: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]]:
-        axis = group_axis(self.p, node)
+        node = self._number_of[raw]
+        axis = group_axis(self._p, node)
         if not self._is_cut([axis]):
             return args, kwargs
-        return _with_argument(node, argument, axis_size(axis, self.sizes), args, kwargs)
+        groups = self._size(axis, arguments(raw)[argument])
+        return _with_argument(node, argument, groups, args, kwargs)
 
     def _mapped(self, value: Any) -> Any:
         """Arguments in terms of the new graph."""
@@ -247,22 +324,73 @@ class Writer:
     def _mapped_leaf(self, value: Any) -> Any:
         if isinstance(value, fx.Node):
             return self._node(value)
+        if isinstance(value, SYMBOLIC):
+            return self._expression(value)
         if isinstance(value, torch.device):
-            return self._device()
+            return self._device() if value == META else value
         if isinstance(value, Unread):
             return None
         # containers that only pytree knows, such as a library's outputs
         return value if pytree.tree_is_leaf(value) else pytree.tree_map(self._mapped_leaf, value)
 
-    def _node(self, node: fx.Node) -> fx.Node:
-        if node not in self.made:
-            if node not in self.names:
-                raise DepgraphError(
-                    f"{self._where()} uses '{node.name}', which one of its children computes but "
-                    "does not return; its forward cannot be generated"
-                )
-            self.made[node] = self.graph.get_attr(self.names[node])
-        return self.made[node]
+    def _expression(self, value: Any) -> Any:
+        if self._symbols is None:
+            raise TypeError(f"a symbol without symbols: {value}")
+        key = value.node.expr
+        if key not in self._expressions:
+            self._expressions[key] = self._symbols.written(value, self._graph, self._symbol)
+        return self._expressions[key]
+
+    def _node(self, raw: fx.Node) -> fx.Node:
+        if raw not in self._made:
+            self._made[raw] = self._held(raw)
+        return self._made[raw]
+
+    def _held(self, raw: fx.Node) -> fx.Node:
+        """What the module holds: a parameter, a buffer, or a tensor that it has not registered."""
+        if raw in self._names:
+            return self._graph.get_attr(self._names[raw])
+        if raw.op != "get_attr":
+            raise DepgraphError(
+                f"{self._where} uses '{raw.name}', which one of its children computes but "
+                "does not return; its forward cannot be rewritten"
+            )
+        name = str(raw.target)
+        if name not in self._raw.held:
+            attribute = f"depgraph_{name}_{self._number}"
+            setattr(self._cls, attribute, self._raw.constants[name])
+            return self._graph.get_attr(attribute)
+        module, attribute, *places = self._raw.held[name]
+        node = self._graph.get_attr(f"{module}.{attribute}" if module else attribute)
+        for key in places:
+            node = self._graph.call_function(getitem, (node, key))
+        return node
+
+
+def _forced(enabled: bool, disabled: bool) -> bool | None:
+    """What an op runs with, when the caller has gradients enabled and disabled; None: the same."""
+    return None if (enabled, disabled) == (True, False) else enabled
+
+
+def _maker(cls: type, where: str) -> Callable[[dict[str, Any]], Any]:
+    """Makes a dataclass, named tuple or dict of these fields, as the module did."""
+    if dataclasses.is_dataclass(cls) or is_named_tuple(cls):
+
+        def made(fields: dict[str, Any]) -> Any:
+            return cls(**fields)
+
+    elif issubclass(cls, dict):
+
+        def made(fields: dict[str, Any]) -> Any:
+            return cls(fields)
+
+    else:
+        raise DepgraphError(
+            f"{where} returns a {cls.__name__}, which is no dataclass, named tuple or dict; its "
+            "forward cannot be rewritten"
+        )
+    made.__name__ = made.__qualname__ = f"make_{cls.__name__}"
+    return made
 
 
 def _with_argument(

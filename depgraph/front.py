@@ -10,15 +10,13 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from depgraph._collection import collection_paused
-from depgraph._modules import with_classes
 from depgraph.errors import DepgraphError
 from depgraph.graph import DependencyGraph
-from depgraph.separate import separated_classes
 from depgraph.trace import Trace, trace_forward
 
 
 @collection_paused()
-def trace(model: nn.Module, example_inputs: Any, separate: bool = False) -> DependencyGraph:
+def trace(model: nn.Module, example_inputs: Any) -> DependencyGraph:
     """Find which parameter dimensions of a model must shrink together.
 
     Parameters
@@ -30,11 +28,6 @@ def trace(model: nn.Module, example_inputs: Any, separate: bool = False) -> Depe
         What the model is called with; a mapping holds keyword arguments. Only shapes and dtypes
         matter. A leading dimension of 1 is traced as 2 where the model allows it, so that the batch
         can be told from other dimensions.
-    separate : bool
-        Let parts of a layer that a view tells apart (q, k and v of one linear layer) lose different
-        units wherever nothing else couples them: the head dims of q and k are one group then, those
-        of v another. A sliced model splits there. Parameters keep their names and places, so that a
-        plan is one for the original model.
 
     Returns
     -------
@@ -44,13 +37,6 @@ def trace(model: nn.Module, example_inputs: Any, separate: bool = False) -> Depe
     ------
     DepgraphError
         When the forward cannot be traced.
-
-    Notes
-    -----
-    With ``separate``, parts that a view puts at every third place instead of end to end, views that
-    another module takes apart, and those in modules whose forward cannot be generated stay as they
-    are. Tracing takes about three times as long. On the CPU torch's fast attention wants v as wide
-    as q and k: at other widths the attention, not the layers around it, takes about twice as long.
 
     Examples
     --------
@@ -72,12 +58,7 @@ def trace(model: nn.Module, example_inputs: Any, separate: bool = False) -> Depe
     else:
         args = (example_inputs,)
     _check(model, args, kwargs)
-    graph = DependencyGraph(trace_with_visible_batch(model, args, kwargs))
-    classes = separated_classes(graph.propagation, model) if separate else {}
-    if not classes:
-        return graph
-    copy = with_classes(model, classes)
-    return DependencyGraph(trace_with_visible_batch(copy, args, kwargs), classes)
+    return DependencyGraph(trace_with_visible_batch(model, args, kwargs))
 
 
 def _check(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

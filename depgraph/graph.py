@@ -10,7 +10,7 @@ from typing import Any
 
 import networkx as nx
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from depgraph import rules  # noqa: F401  (registers the rules)
 from depgraph._collection import collection_paused
@@ -40,16 +40,11 @@ class DependencyGraph:
         Prunable and frozen ones.
     num_params, macs : int
         Of the model as traced; multiply-accumulates for batch 1.
-    separated : dict of str to type
-        Classes of the modules in which parts of a layer were split to be traced, see `trace`.
     """
 
     @collection_paused()
-    def __init__(
-        self, traced: Trace, separated: Mapping[str, type[nn.Module]] | None = None
-    ) -> None:
+    def __init__(self, traced: Trace) -> None:
         self.traced = traced
-        self.separated = dict(separated or {})
         self.propagation = Propagation(traced)
         self.propagation.run()
         freeze_mixed_sums(self.propagation)
@@ -241,7 +236,6 @@ class DependencyGraph:
             {name: spec for name, spec in specs.items() if name in parameters},
             {name: spec for name, spec in specs.items() if name not in parameters},
             input_spec(self.traced.example),
-            bool(self.separated),
             choices,
             self,
         )

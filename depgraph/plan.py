@@ -44,8 +44,6 @@ class Plan:
         The same for buffers.
     inputs : object
         Shapes and dtypes of the example inputs, to trace the model again.
-    separate : bool
-        Whether the graph is one in which parts of a layer are apart, see `depgraph.trace`.
     choices : dict of str to tuple of tuple of int
         Units kept of groups of which each unit of another keeps its own (head dims, by head), one
         row for each of that one. In ``kept_units`` they are then only counted: ``0 .. k - 1``.
@@ -68,7 +66,6 @@ class Plan:
     axes: dict[str, list[Spec]] = field(repr=False)
     buffer_axes: dict[str, list[Spec]] = field(repr=False)
     inputs: Any = field(repr=False)
-    separate: bool = False
     choices: dict[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
     _graph: DependencyGraph | None = field(default=None, repr=False, compare=False)
 
@@ -137,7 +134,6 @@ class Plan:
             "num_params": self.num_params,
             "macs": self.macs,
             "inputs": self.inputs,
-            "separate": self.separate,
             "choices": self.choices,
             "axes": self.axes,
             "buffer_axes": self.buffer_axes,
@@ -167,6 +163,11 @@ class Plan:
                 raise DepgraphError(
                     f"the plan has format {data['format']!r}; this version reads format {FORMAT}"
                 )
+            if data.get("separate"):
+                raise DepgraphError(
+                    "the plan lets v lose other head dims than q and k, which this version cannot "
+                    "cut; make a plan anew"
+                )
             plan = cls(
                 {str(name): _integers(units) for name, units in data["kept_units"].items()},
                 {str(name): int(size) for name, size in data["sizes"].items()},
@@ -175,7 +176,6 @@ class Plan:
                 data["axes"],
                 data["buffer_axes"],
                 data["inputs"],
-                bool(data.get("separate", False)),  # these two are not in earlier plans
                 {
                     str(name): tuple(map(_integers, rows))
                     for name, rows in data.get("choices", {}).items()

@@ -67,7 +67,7 @@ def _graph_for(plan: Plan, model: nn.Module) -> DependencyGraph:
     tensors, parameters = named_tensors(model)
     graph = plan._graph
     if graph is None:
-        graph = trace(model, example_from_spec(plan.inputs), plan.separate)
+        graph = trace(model, example_from_spec(plan.inputs))
     for name in [*(n for n in graph.traced.tensors if n in graph.traced.parameters), *parameters]:
         node, tensor = graph.traced.tensors.get(name), tensors.get(name)
         expected = None if node is None else shape(node)

@@ -8,7 +8,7 @@ the range of nodes that it made.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from depgraph._caches import Cache, caches_bypassed, filled, filling
 from depgraph._calls import ModuleCall
 from depgraph._collection import collection_paused
-from depgraph._modules import named_modules, named_tensors, structural_copy
+from depgraph._modules import named_modules, named_tensors, path_of, structural_copy
 from depgraph._recorder import READS, Recorder
 from depgraph._source import is_foreign, place
 from depgraph.errors import DepgraphError
@@ -27,7 +27,16 @@ from depgraph.errors import DepgraphError
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """A traced forward: ATen nodes, their placeholders and the module calls that made them."""
+    """A traced forward: ATen nodes, their placeholders and the module calls that made them.
+
+    Attributes
+    ----------
+    modes_read : frozenset of (str, str)
+        Modules that asked for a mode, and whose mode it was.
+    held : dict of str to tuple
+        Where a module holds a constant unregistered: the module's name, the attribute, and places
+        in the containers that the attribute is.
+    """
 
     nodes: tuple[fx.Node, ...]
     tensors: dict[str, fx.Node]
@@ -41,6 +50,8 @@ class Trace:
     constants: dict[str, Tensor]
     mode_readers: frozenset[str]
     caches: frozenset[Cache]
+    modes_read: frozenset[tuple[str, str]] = frozenset()
+    held: dict[str, tuple[Any, ...]] = field(default_factory=dict)
 
     @cached_property
     def calls_of(self) -> dict[str, list[ModuleCall]]:
@@ -74,6 +85,7 @@ def shape(node: fx.Node) -> tuple[int, ...]:
 
 
 @collection_paused()
+@torch.no_grad()
 def trace_forward(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
     """Trace ``model(*args, **kwargs)`` to ATen ops.
 
@@ -99,36 +111,71 @@ def trace_forward(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     (`depgraph._alike` says when that is so), nor an op that was seen before with the same shapes:
     time is linear in the number of ops, independent of widths.
     """
-    modes = {name: module.training for name, module in named_modules(model).items()}
-    recorder, tensors, output, caches = _recorded(model, args, kwargs, alike=True)
-    if recorder.repeats is not None and not recorder.repeats.are_proven():
-        recorder, tensors, output, caches = _recorded(model, args, kwargs, alike=False)
-    outputs, nodes, calls = recorder.finish(output)
+    found = _recorded(model, args, kwargs, Recorder(), alike=True)
+    repeats = found.recorder.repeats
+    if repeats is not None and not repeats.are_proven():
+        found = _recorded(model, args, kwargs, Recorder(), alike=False)
+    return _finished(model, found)
+
+
+@collection_paused()
+def trace_raw(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], recorder: Recorder
+) -> Trace:
+    """Trace with a given recorder, while gradients are enabled; each call runs its forward.
+
+    `trace_forward` says the rest, but that tensors and numbers among the arguments may have
+    symbolic sizes (`depgraph._raw`).
+    """
+    with torch.enable_grad():
+        return _finished(model, _recorded(model, args, kwargs, recorder, alike=False))
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """What has been seen of one forward."""
+
+    recorder: Recorder
+    tensors: dict[str, fx.Node]
+    output: Any
+    caches: frozenset[Cache]
+    held: dict[str, tuple[Any, ...]]
+    example: tuple[Any, ...]
+
+
+def _finished(model: nn.Module, found: _Recorded) -> Trace:
+    recorder = found.recorder
+    outputs, nodes, calls = recorder.finish(found.output)
     owner: dict[fx.Node, str] = {}
     for call in sorted(calls, key=lambda call: call.depth):
         owner.update((node, call.name) for node in nodes[call.start : call.end])
     return Trace(
         nodes,
-        tensors,
+        found.tensors,
         named_tensors(model)[1],
         tuple(recorder.inputs),
         outputs,
         tuple(calls),
         owner,
-        (args, kwargs),
-        modes,
+        found.example,
+        {name: module.training for name, module in named_modules(model).items()},
         recorder.constants,
         frozenset(recorder.mode_readers),
-        caches,
+        found.caches,
+        frozenset(recorder.modes_read),
+        found.held,
     )
 
 
 def _recorded(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], alike: bool
-) -> tuple[Recorder, dict[str, fx.Node], Any, frozenset[Cache]]:
-    """A recorder that has seen one forward, the tensors' nodes by name, output and caches."""
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    recorder: Recorder,
+    alike: bool,
+) -> _Recorded:
+    """What a recorder sees of one forward, on a copy of the model."""
     model = structural_copy(model)
-    recorder = Recorder()
     tensors = {
         name: recorder.placeholder(name, tensor) for name, tensor in named_tensors(model)[0].items()
     }
@@ -136,7 +183,7 @@ def _recorded(
     meta_args, meta_kwargs = pytree.tree_map_only(Tensor, recorder.input, (args, kwargs))
     entries = filling(model)
     try:
-        with recorder.watch(model, alike), caches_bypassed(model), torch.no_grad():
+        with recorder.watch(model, alike), caches_bypassed(model):
             output = model(*meta_args, **meta_kwargs)
     except _FORWARD_ERRORS as error:
         where = f"in module '{recorder.current}'" if recorder.current else "in the model"
@@ -147,7 +194,12 @@ def _recorded(
             recorder.current,
             f"the forward could not be traced {where} ({type(model).__name__}): {text}",
         ) from error
-    return recorder, tensors, output, filled(entries)
+    held = {
+        name: path
+        for name, tensor in recorder.constants.items()
+        if (path := path_of(model, tensor)) is not None
+    }
+    return _Recorded(recorder, tensors, output, filled(entries), held, (args, kwargs))
 
 
 class TraceError(DepgraphError):

@@ -42,7 +42,6 @@ def prune(
     num_samples: int | None = None,
     compensate: bool | None = None,
     num_calibration: int | None = None,
-    separate: bool = False,
     per_head: bool = False,
     seed: int = 0,
     loss: Loss | None = None,
@@ -77,9 +76,6 @@ def prune(
         Without it the result computes exactly what the model computes with the units switched off.
     num_calibration : int, optional
         Samples to compensate with; 256 by default, or as many as there are.
-    separate : bool
-        Let the head dims of v differ in number from those of q and k; `depgraph.trace` says what
-        that costs in speed.
     per_head : bool
         Let each head keep head dims of its own, as many as the others (`pruners.own`). Principal
         directions are each head's own already: only without compensation.
@@ -128,7 +124,6 @@ def prune(
         num_samples=num_samples,
         compensate=compensate,
         num_calibration=num_calibration,
-        separate=separate,
         per_head=per_head,
         seed=seed,
         loss=loss,
@@ -171,7 +166,6 @@ def plan_cut(
     num_samples: int | None = None,
     compensate: bool | None = None,
     num_calibration: int | None = None,
-    separate: bool = False,
     per_head: bool = False,
     seed: int = 0,
     loss: Loss | None = None,
@@ -184,7 +178,7 @@ def plan_cut(
     ----------
     model, example_inputs, metric, ratio, batches, num_samples, compensate, num_calibration
         As in `prune`.
-    separate, per_head, seed, loss, latency
+    per_head, seed, loss, latency
         As in `prune`.
     **choices
         The other arguments of `prune`.
@@ -207,7 +201,7 @@ def plan_cut(
             "compensation turns the dims of each head by themselves already; leave per_head out, "
             "or pass compensate=False"
         )
-    graph = trace(model, example_inputs, separate)
+    graph = trace(model, example_inputs)
     choices = with_defaults(scorer, ratio=ratio, **choices)
     defaults = {"batch_size": _batch_of(example_inputs), **clock_of(model)}
     if not any(tensor.is_meta for tensor in model.parameters()):

@@ -132,7 +132,6 @@ def _cases() -> Iterator[tuple[str, Callable[[torch.device], None]]]:
 CUTS: dict[str, dict[str, Any]] = {
     "compensated": {"metric": "obs", "ratio": 0.5},
     "budget": {"metric": "obs", "target": {"macs": 0.6}, "kinds": "auto"},
-    "separate": {"metric": "taylor", "ratio": 0.3, "separate": True},
     "per head": {"metric": "taylor", "ratio": 0.3, "per_head": True, "compensate": False},
     "emptied": {"metric": "l2", "ratio": 0.8, "min_units": 0},
 }

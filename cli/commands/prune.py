@@ -77,7 +77,6 @@ def prune(
     across_domains: str | None,
     compensate: bool | None,
     num_calibration: int | None,
-    separate: bool,
     per_head: bool,
     checkpoint: Path | None,
     max_memory: int | None,
@@ -176,7 +175,6 @@ def prune(
         num_samples=num_samples,
         compensate=compensate,
         num_calibration=num_calibration,
-        separate=separate,
         per_head=per_head,
         batches=batches,
         seed=seed,
@@ -203,7 +201,7 @@ _OF_IMAGES = frozenset(
     (
         *("pretrained", "weights", "data", "target", "split_by", "device", "amp"),
         *("num_samples", "across_domains", "compensate", "num_calibration"),
-        *("separate", "per_head"),
+        "per_head",
     )
 )
 """Options that mean nothing for a checkpoint on disk."""

@@ -142,7 +142,6 @@ def make_job(
     across_domains: str | None,
     compensate: bool | None,
     num_calibration: int | None,
-    separate: bool,
     per_head: bool,
     epochs: int | None,
     batch_size: int | None,
@@ -224,7 +223,6 @@ def make_job(
             "num_samples": num_samples,
             "compensate": compensate is not False,
             "num_calibration": num_calibration,
-            "separate": separate,
             "per_head": per_head,
         },
         dense=None

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import depgraph
-from depgraph._folding import _KEPT, ATTRIBUTE
+from depgraph._folding import _KEPT
 from tests.depgraph.models import images, tiny
 
 
@@ -24,9 +24,9 @@ def test_a_bias_that_parameters_alone_decide_is_computed_once() -> None:
     attention = small.blocks[0].attn
     with torch.no_grad():
         small(images())
-        first = getattr(attention, ATTRIBUTE)
+        first = attention.depgraph_constants_0
         small(images())
-        assert all(a is b for a, b in zip(first, getattr(attention, ATTRIBUTE), strict=True))
+        assert all(a is b for a, b in zip(first, attention.depgraph_constants_0, strict=True))
     assert attention in _KEPT
 
 

@@ -3,11 +3,11 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
+import torchvision
 from torch import Tensor, nn
 
 import depgraph
 from tests.depgraph.models import WrittenOut, images, tiny
-from tests.depgraph.test_separate import MODELS
 from tests.reference import masked, random_units, randomise, relative_difference
 
 
@@ -23,19 +23,30 @@ def own_dims(graph: depgraph.DependencyGraph, seed: int = 0) -> dict[str, Tensor
     return kept
 
 
-# "heads first" has heads x 3 x head_dim: the three come between, unless they are apart
-@pytest.mark.parametrize(
-    ("name", "separate"),
-    [
-        *((name, False) for name in MODELS if not name.startswith("heads first")),
-        *((name, True) for name in MODELS),
-    ],
-)
+def torch_vit() -> nn.Module:
+    return torchvision.models.VisionTransformer(
+        image_size=32, patch_size=16, num_layers=2, num_heads=4, hidden_dim=32, mlp_dim=48
+    ).eval()
+
+
+def tokens() -> Tensor:
+    return torch.randn(2, 5, 24, generator=torch.Generator().manual_seed(1))
+
+
+TIMM = ["vit_base_patch16_224", "deit_base_distilled_patch16_224", "beit_base_patch16_224"]
+MODELS = {
+    **{name: (lambda name=name: tiny(name), images) for name in TIMM},
+    "torchvision": (torch_vit, images),
+    "written out": (lambda: WrittenOut().eval(), tokens),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
 @torch.no_grad()
-def test_heads_with_dims_of_their_own_compute_the_masked_original(name, separate) -> None:
+def test_heads_with_dims_of_their_own_compute_the_masked_original(name) -> None:
     make, inputs = MODELS[name]
     model, example = randomise(make()).double(), inputs().double()
-    graph = depgraph.trace(model, example, separate)
+    graph = depgraph.trace(model, example)
     kept = own_dims(graph)
     assert kept
     plan = graph.plan({**random_units(graph, seed=2), **kept})
@@ -73,9 +84,8 @@ def test_heads_that_are_added_up_make_all_heads_keep_the_same() -> None:
             y = nn.functional.scaled_dot_product_attention(q, k, v)
             return x + self.proj(y.mean(1))
 
-    graph = depgraph.trace(Summed(), torch.randn(2, 5, 24), separate=True)
-    led = {group.name: graph.lead(group.name) is not None for group in graph.prunable}
-    assert [name for name, is_led in led.items() if is_led] == ["qkv.head_dim"]
+    graph = depgraph.trace(Summed(), torch.randn(2, 5, 24))
+    assert all(graph.lead(group.name) is None for group in graph.prunable)
 
 
 def test_the_same_row_for_all_heads_is_an_ordinary_plan() -> None:

@@ -55,25 +55,3 @@ def test_own_dims_are_refused_where_directions_are_turned_anyway() -> None:
     batches = [(images(4), torch.zeros(4, dtype=torch.long))]
     with pytest.raises(depgraph.DepgraphError, match="per_head"):
         pruners.prune(tiny(), images(), batches=batches, per_head=True)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("per_head", [False, True])
-def test_separate_head_dims_give_a_plan_for_the_original(per_head: bool) -> None:
-    model = tiny()
-    small, plan = pruners.prune(model, images(), "l2", 0.5, separate=True, per_head=per_head)
-    counts = [len(plan.kept_units[f"blocks.0.attn{part}.head_dim"]) for part in ("", ".qkv")]
-    assert counts[0] != counts[1]
-    assert relative_difference(small(images()), masked(model, plan)(images())) < 1e-4
-    assert torch.equal(plan.apply(model)(images()), small(images()))
-
-
-def test_a_compensated_cut_with_separate_head_dims_runs_and_is_as_planned() -> None:
-    model = tiny()
-    batches = [(images(32), torch.zeros(32, dtype=torch.long))]
-    small, plan = pruners.prune(
-        model, images(), "obs", target={"macs": 0.5}, kinds="auto", batches=batches, separate=True
-    )
-    assert sum(p.numel() for p in small.parameters()) == plan.num_params
-    wanted, cut = model(images(32)), plan.apply(model)(images(32))
-    assert (small(images(32)) - wanted).norm() < (cut - wanted).norm()

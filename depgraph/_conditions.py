@@ -1,0 +1,134 @@
+"""Writes the function that says whether a call is one that a rewritten forward was made for."""
+
+from __future__ import annotations
+
+import inspect
+import keyword
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from depgraph._given import Given, GivenTensor, Symbol, spelled
+
+Fits = Callable[..., bool]
+
+_STARS: dict[Any, str] = {
+    inspect.Parameter.VAR_POSITIONAL: "*",
+    inspect.Parameter.VAR_KEYWORD: "**",
+}
+
+
+class Conditions:
+    """The text of one such function, line by line; ``self`` is the module."""
+
+    def __init__(self, signature: inspect.Signature) -> None:
+        self._held: dict[str, Any] = {"Tensor": Tensor, "torch": torch, "int_like": _is_int}
+        self._head = self._signature(signature)
+        self._lines: list[str] = []
+
+    def take(self, given: Given) -> None:
+        """Ask for what a call gives: kinds, types, sizes, and equal values of what is no tensor."""
+        for name, value in given.bound.arguments.items():
+            if not pytree.tree_is_leaf(value):
+                spec = self._hold(pytree.tree_structure(value))
+                self._need(f"{self._hold(pytree.tree_structure)}({name}) == {spec}")
+        for path, leaf in given.leaves():
+            text = spelled(path)
+            if id(leaf) in given.tensors:
+                self._tensor(text, path, given.tensors[id(leaf)])
+            elif path in given.numbers:
+                self._need(f"int_like({text})")
+                self._lines.append(f"n{given.numbers[path].number} = {text}")
+            elif leaf is None or isinstance(leaf, bool):
+                self._need(f"{text} is {leaf}")
+            else:
+                self._need(f"{self._hold(same_value)}({text}, {self._hold(leaf)})")
+        self._sizes(given)
+
+    def module(self, modes: Iterable[tuple[str, bool]], types: Iterable[tuple[str, Any]]) -> None:
+        """Ask for modes of modules and types of tensors, by their names within the module."""
+        for name, mode in modes:
+            self._need(f"{attribute(name, 'training')} is {mode}")
+        for name, dtype in types:
+            self._need(f"{attribute(name, 'dtype')} is {self._hold(dtype)}")
+
+    def guards(self, guards: Iterable[str]) -> None:
+        """Ask for conditions on the symbols."""
+        for guard in guards:
+            self._need(f"({guard})")
+
+    def compiled(self) -> Fits:
+        """The function."""
+        source = "\n    ".join([f"def forward({self._head}):", *self._lines, "return True"])
+        exec(compile(source, "<depgraph: conditions of a rewritten forward>", "exec"), self._held)
+        made: Fits = self._held["forward"]
+        return made
+
+    def _need(self, text: str) -> None:
+        self._lines.append(f"if not {text}: return False")
+
+    def _hold(self, value: Any) -> str:
+        if isinstance(value, torch.dtype):
+            return str(value)
+        for name, held in self._held.items():
+            if held is value:
+                return name
+        name = f"held_{len(self._held)}"
+        self._held[name] = value
+        return name
+
+    def _tensor(self, text: str, path: Any, given: GivenTensor) -> None:
+        if path != given.places[0]:
+            self._need(f"{text} is {spelled(given.places[0])}")
+            return
+        self._need(f"isinstance({text}, Tensor)")
+        if not given.unread:
+            self._need(f"{text}.dtype is {given.dtype} and {text}.dim() == {len(given.sizes)}")
+
+    def _sizes(self, given: Given) -> None:
+        """Sizes after kinds, so that asking for them is safe; each symbol at its first place."""
+        known = {symbol.number for symbol in given.numbers.values()}
+        for tensor in given.tensors.values():
+            text = spelled(tensor.places[0])
+            for dim, (size, dense) in enumerate(zip(tensor.sizes, tensor.dims, strict=True)):
+                if not isinstance(dense, Symbol):
+                    self._need(f"{text}.size({dim}) == {size}")
+                    continue
+                if dense.number not in known:
+                    known.add(dense.number)
+                    self._lines.append(f"n{dense.number} = {text}.size({dim}) // {dense.kept}")
+                self._need(f"{text}.size({dim}) == n{dense.number} * {dense.kept}")
+
+    def _signature(self, signature: inspect.Signature) -> str:
+        parts = ["self"]
+        for parameter in signature.parameters.values():
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY and "*" not in "".join(
+                part[:1] for part in parts
+            ):
+                parts.append("*")
+            star = _STARS.get(parameter.kind, "")
+            default = parameter.default
+            given = "" if default is parameter.empty else f"={self._hold(default)}"
+            parts.append(f"{star}{parameter.name}{given}")
+        return ", ".join(parts)
+
+
+def attribute(module: str, name: str) -> str:
+    """Code for an attribute of a module within ``self``, or for one of its tensors."""
+    text = "self"
+    for part in [*filter(None, module.split(".")), name]:
+        plain = part.isidentifier() and not keyword.iskeyword(part)
+        text = f"{text}.{part}" if plain else f"getattr({text}, {part!r})"
+    return text
+
+
+def same_value(value: Any, expected: Any) -> bool:
+    """Whether an argument that is no tensor is the one that a forward was written for."""
+    return value is expected or (type(value) is type(expected) and bool(value == expected))
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)

@@ -1,0 +1,176 @@
+"""The dense form of a module, without data: what a rewritten forward is read from, at any call."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.fx.node import map_arg
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import _disable_current_modes
+
+from depgraph._given import Given
+from depgraph._meta import META
+from depgraph._modules import named_modules, named_tensors, structural_copy
+from depgraph._raw import RawRecorder
+from depgraph._symbols import Symbols, hint
+from depgraph.trace import Trace, TraceError, shape, trace_forward, trace_raw
+
+_KEPT_TRACES = 16
+"""Traces that a skeleton remembers, for modules that are alike."""
+
+
+@dataclass(frozen=True)
+class Traced:
+    """One forward, seen twice.
+
+    Attributes
+    ----------
+    numbers : Trace
+        With the numbers of the example, for the algebra.
+    raw : Trace
+        The same nodes in the same order; sizes are symbols, unless some code cannot have that.
+    symbols : Symbols or None
+    """
+
+    numbers: Trace
+    raw: Trace
+    symbols: Symbols | None
+
+
+class Skeleton:
+    """A module on the meta device, in the sizes of the dense model.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Is copied.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = structural_copy(module)
+        for inner in named_modules(self.module).values():
+            for registry in (inner._parameters, inner._buffers):
+                for key, tensor in registry.items():
+                    if tensor is not None:
+                        registry[key] = _on_meta(tensor, tensor.dtype)  # type: ignore[assignment]
+        self._lock = threading.RLock()
+        self._traces: OrderedDict[Any, Traced] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"module": self.module}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.module = state["module"]
+        self._lock = threading.RLock()
+        self._traces = OrderedDict()
+
+    def traced(
+        self, given: Given, modes: Mapping[str, bool], types: Mapping[str, torch.dtype]
+    ) -> Traced:
+        """The forward of a call, in these modes and types of tensors, by their names.
+
+        Raises
+        ------
+        DepgraphError
+            When the forward cannot be traced.
+        """
+        with self._lock, _disable_current_modes(), _without_global_hooks():
+            key = (given.key, *modes.items(), *types.items())
+            if key[0] is not None and key in self._traces:
+                self._traces.move_to_end(key)
+                return self._traces[key]
+            for name, module in named_modules(self.module).items():
+                module.training = modes.get(name, module.training)
+            self._retype(types)
+            made = _traced(self.module, given)
+            if key[0] is not None:
+                self._traces[key] = made
+                while len(self._traces) > _KEPT_TRACES:
+                    self._traces.popitem(last=False)
+            return made
+
+    def _retype(self, types: Mapping[str, torch.dtype]) -> None:
+        names = {id(tensor): name for name, tensor in named_tensors(self.module)[0].items()}
+        for module in named_modules(self.module).values():
+            for registry in (module._parameters, module._buffers):
+                for key, tensor in registry.items():
+                    dtype = None if tensor is None else types.get(names[id(tensor)])
+                    if tensor is not None and dtype not in (None, tensor.dtype):
+                        made = _on_meta(tensor, dtype)
+                        names[id(made)] = names[id(tensor)]
+                        registry[key] = made  # type: ignore[assignment]
+
+
+@contextmanager
+def _without_global_hooks() -> Iterator[None]:
+    """Hooks on all modules (of a profiler, say) are for real calls only."""
+    registries = [
+        value
+        for name, value in vars(nn.modules.module).items()
+        if name.startswith("_global_") and name.endswith("_hooks")
+    ]
+    held = [registry.copy() for registry in registries]
+    for registry in registries:
+        registry.clear()
+    try:
+        yield
+    finally:
+        for registry, hooks in zip(registries, held, strict=True):
+            registry.update(hooks)
+
+
+def _on_meta(tensor: torch.Tensor, dtype: Any) -> torch.Tensor:
+    made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=dtype, device=META)
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(made, requires_grad=tensor.requires_grad)
+    return made
+
+
+def _traced(module: nn.Module, given: Given) -> Traced:
+    numbers = trace_forward(module, *given.example())
+    symbols = Symbols()
+    try:
+        with symbols.in_use():
+            raw = trace_raw(module, *given.example(symbols), RawRecorder())
+    except TraceError:
+        raw = None  # some code takes numbers only
+    if raw is None or not _agree(numbers, raw):
+        return Traced(numbers, trace_raw(module, *given.example(), RawRecorder()), None)
+    return Traced(numbers, raw, symbols)
+
+
+def _agree(numbers: Trace, raw: Trace) -> bool:
+    """Whether two traces run the same ops on corresponding values, at the example's sizes."""
+    if len(numbers.nodes) != len(raw.nodes) or len(numbers.calls) != len(raw.calls):
+        return False
+    place = {node: i for i, node in enumerate(numbers.nodes)}
+    place.update((node, i) for i, node in enumerate(raw.nodes))
+
+    def plain(value: Any) -> Any:
+        return map_arg(value, lambda node: ("node", place[node]))
+
+    for node, other in zip(numbers.nodes, raw.nodes, strict=True):
+        if (node.op, node.target) != (other.op, other.target):
+            return False
+        if shape(node) != tuple(map(hint, shape(other))):
+            return False
+        given, same = plain((node.args, dict(node.kwargs))), plain((other.args, dict(other.kwargs)))
+        pairs = zip(pytree.tree_leaves(given), pytree.tree_leaves(same), strict=False)
+        if any(type(a) is not torch.device and a != hint(b) for a, b in pairs):
+            return False
+    return all(
+        (a.name, a.start, a.end, a.depth) == (b.name, b.start, b.end, b.depth)
+        for a, b in zip(numbers.calls, raw.calls, strict=True)
+    )
+
+
+def nodes_of(traced: Traced) -> dict[fx.Node, fx.Node]:
+    """For each raw node the one with numbers."""
+    return dict(zip(traced.raw.nodes, traced.numbers.nodes, strict=True))

@@ -1,0 +1,136 @@
+"""Sizes as symbols: what Python computes from them is an expression, what it decides is a guard.
+
+The symbols are torch's own (``torch.fx.experimental.symbolic_shapes``), as ``torch.export`` uses
+them. Whatever leaves the world of symbols (``len``, ``range``, ``int``, a branch) leaves a guard,
+so that an expression and its guards together are right at every size, or say that they are not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+from torch._guards import GuardSource, Source
+from torch.fx.experimental import _config
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
+from torch.fx.proxy import GraphAppendingTracer
+from torch.utils._sympy.interp import sympy_interp
+from torch.utils._sympy.printers import PythonPrinter
+from torch.utils._sympy.reference import PythonReferenceAnalysis
+
+SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
+
+
+@dataclass(frozen=True)
+class _Given(Source):
+    """Where a symbol is from: only its name matters."""
+
+    text: str
+
+    @property
+    def _name_template(self) -> str:
+        return self.text
+
+    @property
+    def guard_source(self) -> GuardSource:
+        return GuardSource.CONSTANT
+
+
+class _Arithmetic(PythonReferenceAnalysis):
+    """Python's own arithmetic, for nodes of a graph as well as for numbers."""
+
+    @staticmethod
+    def int_truediv(a: Any, b: Any) -> Any:
+        return a / b
+
+    truediv = int_truediv
+
+
+class Symbols:
+    """The symbols of one trace, what is known of them, and how to write them down."""
+
+    def __init__(self) -> None:
+        self._env = ShapeEnv(specialize_zero_one=False, duck_shape=False)
+        self._symbols: list[sympy.Symbol] = []
+
+    def new(self, size: int) -> torch.SymInt:
+        """A symbol that is ``size`` in the example."""
+        source = _Given(f"n{len(self._symbols)}")
+        symbol = self._env.create_symbol(
+            size, source, dynamic_dim=DimDynamic.DYNAMIC, do_not_specialize_zero_one=True
+        )
+        if not isinstance(symbol, sympy.Symbol):
+            raise TypeError(f"torch made no symbol of the size {size}, but {symbol}")
+        self._symbols.append(symbol)
+        made = self._env.create_symintnode(symbol, hint=size, source=source)
+        if not isinstance(made, torch.SymInt):
+            raise TypeError(f"torch made no symbolic size of {symbol}, but {made}")
+        return made
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Sizes are taken to be larger than one wherever no code asks."""
+        with _config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
+            yield
+
+    def guards(self) -> list[str]:
+        """Conditions on the symbols under which the trace is right, as Python over n0, n1, ..."""
+        names = {
+            symbol: sympy.Symbol(f"n{i}", integer=True) for i, symbol in enumerate(self._symbols)
+        }
+        printed = (PythonPrinter().doprint(g.expr.xreplace(names)) for g in self._env.guards)
+        return list(dict.fromkeys(printed))
+
+    def written(self, value: Any, graph: fx.Graph, node_of: Callable[[int], fx.Node]) -> Any:
+        """An expression as nodes of a graph.
+
+        Parameters
+        ----------
+        value : SymInt, SymFloat or SymBool
+        graph : fx.Graph
+        node_of : callable
+            Gives the node of a symbol, by its number.
+
+        Returns
+        -------
+        fx.Node or number
+            A number where the guards leave only one.
+        """
+        expr = self._env.simplify(value.node.expr)
+        tracer = GraphAppendingTracer(graph)
+        held = {
+            symbol: fx.Proxy(node_of(i), tracer)
+            for i, symbol in enumerate(self._symbols)
+            if symbol in expr.free_symbols
+        }
+        if not held:
+            return hint(value)
+        made = sympy_interp(_Arithmetic, held, expr)
+        return made.node if isinstance(made, fx.Proxy) else made
+
+
+def hint(value: Any) -> Any:
+    """The number that a symbolic one is in the example, without a guard; others as they are."""
+    return value.node.hint if isinstance(value, SYMBOLIC) else value
+
+
+def pin(value: Any) -> Any:
+    """The number that a symbolic one is in the example, with a guard that it is; others as is."""
+    if isinstance(value, torch.SymInt):
+        return int(value)
+    if isinstance(value, torch.SymFloat):
+        return float(value)
+    return bool(value) if isinstance(value, torch.SymBool) else value
+
+
+def divides(value: torch.SymInt, number: int) -> bool:
+    """Whether an expression is a multiple of a number whatever the symbols are."""
+    if not number:
+        return False
+    remainder = value % number
+    return bool((remainder.node.expr if isinstance(remainder, SYMBOLIC) else remainder) == 0)

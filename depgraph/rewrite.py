@@ -1,0 +1,373 @@
+"""Writes a module's forward anew at the sizes of a plan, for whatever call it gets.
+
+A module whose forward has a size written into it (``reshape(B, N, C)`` with the width of its input)
+cannot be made smaller by changing attributes. Its forward is rewritten from a trace of its dense
+form: calls of child modules stay calls, sizes that the caller chooses are expressions of what the
+inputs say, every other size is the plan's. One writing serves all calls for which its guards hold;
+another mode, another type, or a size at which the code decides otherwise gets one of its own, when
+it is first called so.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from depgraph._alike import Likeness, UnlikeError
+from depgraph._calls import ModuleCall
+from depgraph._conditions import Conditions, Fits
+from depgraph._folding import constants_property, constants_readable, split_constants
+from depgraph._given import Given, Path, Reader, leaves_of, renewed
+from depgraph._modules import named_modules, named_tensors
+from depgraph._skeleton import Skeleton, Traced
+from depgraph._writer import Writer
+from depgraph.axes import Atom, Axis
+from depgraph.errors import DepgraphError
+from depgraph.propagate import Propagation
+from depgraph.trace import TraceError
+
+Forward = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class _Written:
+    """A forward for some of the calls, and which these are."""
+
+    fits: Fits
+    forward: Forward
+
+
+class Rewriter:
+    """Rewrites forwards of one model's modules; those that are alike are traced once.
+
+    Parameters
+    ----------
+    outer : Propagation
+        Of the whole model.
+    kept : mapping of Atom to LongTensor
+    model : nn.Module
+        Before slicing; not changed.
+    removed : iterable of str
+        Modules that the sliced model is without.
+    """
+
+    def __init__(
+        self,
+        outer: Propagation,
+        kept: Mapping[Atom, Tensor],
+        model: nn.Module,
+        removed: Iterable[str] = (),
+    ) -> None:
+        self._outer = outer
+        self._kept = kept
+        self._removed = tuple(removed)
+        self._likeness = Likeness(model)
+        self._skeletons: dict[Any, Skeleton] = {}
+
+    def rewritten(
+        self, module: nn.Module, call: ModuleCall, tensors: Mapping[str, str]
+    ) -> type[nn.Module]:
+        """A class for a module whose forward computes with the sizes of the plan.
+
+        Parameters
+        ----------
+        module : nn.Module
+            Before slicing; not changed.
+        call : ModuleCall
+            How the model calls it.
+        tensors : mapping of str to str
+            The model's name of each of the module's parameters and buffers, by local name.
+
+        Returns
+        -------
+        type
+            To assign to ``module.__class__``.
+
+        Raises
+        ------
+        DepgraphError
+            When the forward does what cannot be written.
+        """
+        trace, p = self._outer.trace, self._outer
+        bound = signature_of(type(module)).bind(*call.args, **call.kwargs)
+        inputs = {
+            path: p.axes(leaf)
+            for path, leaf in leaves_of(dict(bound.arguments))
+            if isinstance(leaf, fx.Node)
+        }
+        prefix = f"{call.name}." if call.name else ""
+        own = {local: p.axes(trace.tensors[name]) for local, name in tensors.items()}
+        rewrite = Rewrite(
+            f"module '{call.name}' ({type(module).__name__})",
+            original_class(module),
+            self._skeleton(module),
+            self._kept,
+            inputs,
+            own,
+            tuple(name[len(prefix) :] for name in self._removed if name.startswith(prefix)),
+        )
+        rewrite.write_traced(module, call)
+        return rewrite.cls
+
+    def _skeleton(self, module: nn.Module) -> Skeleton:
+        try:
+            key: Any = self._likeness.of(module)
+        except UnlikeError:
+            key = id(module)
+        if key not in self._skeletons:
+            self._skeletons[key] = Skeleton(module)
+        return self._skeletons[key]
+
+
+class Rewrite:
+    """The rewritten forwards of one module.
+
+    Parameters
+    ----------
+    where : str
+        The module, for people.
+    base : type
+        The module's class, whose other methods stay.
+    skeleton : Skeleton
+    kept : mapping of Atom to LongTensor
+    inputs : mapping of Path to list of Axis
+        Of what the traced model gives the module.
+    tensors : mapping of str to list of Axis
+        Of its parameters and buffers, by local name.
+    removed : tuple of str
+        Modules within it that the sliced one is without.
+    """
+
+    def __init__(
+        self,
+        where: str,
+        base: type[nn.Module],
+        skeleton: Skeleton,
+        kept: Mapping[Atom, Tensor],
+        inputs: Mapping[Path, Sequence[Axis]],
+        tensors: Mapping[str, Sequence[Axis]],
+        removed: tuple[str, ...] = (),
+    ) -> None:
+        self.where = where
+        self.base = base
+        self.skeleton = skeleton
+        self._kept = dict(kept)
+        self._inputs = dict(inputs)
+        self._tensors = dict(tensors)
+        self._removed = tuple(f"{name}." for name in removed)
+        self._reader = Reader(where, inputs, kept)
+        self._start()
+
+    def _start(self) -> None:
+        self._signature = signature_of(type(self.skeleton.module))
+        self._written: list[_Written] = []
+        self._lock = threading.RLock()
+        self.cls = _class_of(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        left_out = ("_written", "_lock", "cls", "_signature")
+        return {name: value for name, value in vars(self).items() if name not in left_out}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._start()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Rewrite:
+        return self  # what it says does not change, and copies of a module share their class
+
+    def write_traced(self, module: nn.Module, call: ModuleCall) -> None:
+        """Write the forward of the call in a trace, for evaluation and for training."""
+        bound = self._signature.bind(*call.args, **call.kwargs)
+        bound.apply_defaults()
+        values = {key: _meta(value) for key, value in bound.arguments.items()}
+        bound.arguments.update(values)
+        given = self._reader.read(bound, dense=True)
+        training = module.training
+        self._write(module, given, {name: m.training for name, m in _modules(module)})
+        if not self._reads_modes:
+            return
+        try:
+            other = {name: not training for name, _ in _modules(module)}
+            self._write(module, self._reader.read(bound, dense=True), other)
+        except TraceError:
+            return  # the call itself says so, if it comes
+
+    def forward_for(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Forward:
+        """The forward that was written for a call like this one; written now where none was."""
+        with _not_tracing():
+            for written in self._written:
+                if written.fits(module, *args, **kwargs):
+                    return written.forward
+            with self._lock:
+                return self._write_for(module, args, kwargs).forward
+
+    def _write_for(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> _Written:
+        bound = self._signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        given = self._reader.read(bound, dense=False)
+        return self._write(module, given, {name: m.training for name, m in _modules(module)})
+
+    def _write(self, module: nn.Module, given: Given, modes: dict[str, bool]) -> _Written:
+        live = self._left(named_tensors(module)[0])
+        dense = named_tensors(self.skeleton.module)[0]
+        types = {name: live[name].dtype if name in live else x.dtype for name, x in dense.items()}
+        names = [name for name, _ in _modules(self.skeleton.module)]
+        modes = {name: modes.get(name, modes[""]) for name in names}
+        traced = self.skeleton.traced(given, modes, types)
+        p = self._propagated(given, traced)
+        kept = {given.atoms[a]: units for a, units in self._kept.items() if a in given.atoms}
+        conditions = Conditions(self._signature)
+        conditions.take(given)
+        present = self._left(named_modules(module))
+        asked = [(name, mode) for name, mode in modes.items() if name in present]
+        conditions.module(
+            [pair for pair in asked if pair[0] in self._modes_of(traced)],
+            [(name, dtype) for name, dtype in types.items() if name in live],
+        )
+        number = len(self._written)
+        writer = Writer(self.where, self._signature, traced, p, kept, given, self.cls, number)
+        forward = self._compiled(writer.write(), number)
+        if writer.switches_gradients:
+            forward = _restoring_gradients(forward)
+        if traced.symbols is not None:
+            conditions.guards(traced.symbols.guards())
+        else:
+            conditions.guards(f"n{i} == {size}" for i, size in enumerate(given.hints))
+        made = _Written(conditions.compiled(), forward)
+        self._written.append(made)
+        return made
+
+    def _left(self, named: dict[str, Any]) -> dict[str, Any]:
+        """What of these is in the sliced module too."""
+        return {name: x for name, x in named.items() if not f"{name}.".startswith(self._removed)}
+
+    def _modes_of(self, traced: Traced) -> set[str]:
+        """Modules whose mode the forward itself asks for."""
+        read = traced.numbers.modes_read | traced.raw.modes_read
+        own = {name for reader, name in read if not reader}
+        unseen = "" in traced.numbers.mode_readers and not own
+        found = {name for name, _ in _modules(self.skeleton.module)} if unseen else own
+        self._reads_modes = bool(found)
+        return found
+
+    def _propagated(self, given: Given, traced: Traced) -> Propagation:
+        """The axes of this trace, in terms of the atoms of the plan."""
+        trace = traced.numbers
+        seeds = {
+            trace.tensors[name]: [renewed(axis, given) for axis in axes]
+            for name, axes in self._tensors.items()
+            if name in trace.tensors
+        }
+        for node, tensor in zip(trace.inputs, given.tensors.values(), strict=True):
+            seeds[node] = list(tensor.axes)
+        p = Propagation(trace, seeds)
+        p.run(outputs_are_fixed=False)
+        cut = [given.atoms[atom] for atom in self._kept if atom in given.atoms]
+        if any(atom.frozen or atom.bound for atom in cut):
+            raise DepgraphError(
+                f"{self.where} couples units here that it did not couple when the model was traced "
+                "(in another mode, or at other sizes); trace the model so to make a plan"
+            )
+        return p
+
+    def _compiled(self, graph: fx.Graph, number: int) -> Forward:
+        whole, attribute = _compile(graph), f"depgraph_constants_{number}"
+        parts = split_constants(graph, attribute)
+        if parts is None:
+            return whole
+        rest, constants, names = parts
+        setattr(self.cls, attribute, constants_property(_compile(constants), names, attribute))
+        folded, readable = _compile(rest), constants_readable(names)
+
+        def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return (folded if readable(self) else whole)(self, *args, **kwargs)
+
+        return forward
+
+
+def _modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    return iter(named_modules(module).items())
+
+
+def _meta(value: Any) -> Any:
+    return pytree.tree_map_only(fx.Node, lambda node: node.meta["val"], value)
+
+
+@contextmanager
+def _not_tracing() -> Iterator[None]:
+    """Sizes are numbers, whatever ``torch.jit.trace`` makes of them outside."""
+    if not torch.jit.is_tracing():
+        yield
+        return
+    torch_c: Any = torch._C
+    state = torch_c._get_tracing_state()
+    torch_c._set_tracing_state(None)
+    try:
+        yield
+    finally:
+        torch_c._set_tracing_state(state)
+
+
+def _restoring_gradients(forward: Forward) -> Forward:
+    def restoring(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with torch.set_grad_enabled(torch.is_grad_enabled()):
+            return forward(self, *args, **kwargs)
+
+    return restoring
+
+
+def _compile(graph: fx.Graph) -> Forward:
+    code = graph.python_code("self")
+    namespace = dict(code.globals)
+    exec(compile(code.src, "<depgraph: rewritten forward>", "exec"), namespace)
+    forward: Forward = namespace["forward"]
+    return forward
+
+
+def _class_of(rewrite: Rewrite) -> type[nn.Module]:
+    base = rewrite.base
+
+    @functools.wraps(type(rewrite.skeleton.module).forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return rewrite.forward_for(self, args, kwargs)(self, *args, **kwargs)
+
+    namespace: dict[str, Any] = {
+        "depgraph_rewrite": rewrite,
+        "forward": forward,
+        "__module__": base.__module__,
+        "__qualname__": base.__qualname__,
+        "__doc__": f"{base.__name__} with a forward rewritten for its pruned sizes.",
+        "__reduce_ex__": _reduced,
+    }
+    made: type[nn.Module] = type(base.__name__, (base,), namespace)
+    return made
+
+
+def _reduced(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
+    """For pickle and copy: the class is made again from what it was made of."""
+    return _new, (type(self).depgraph_rewrite,), vars(self)  # type: ignore[attr-defined]
+
+
+def _new(rewrite: Rewrite) -> nn.Module:
+    return rewrite.cls.__new__(rewrite.cls)
+
+
+def original_class(module: nn.Module) -> type[nn.Module]:
+    """Class of a module before its forward was rewritten."""
+    cls = type(module)
+    return cls.__bases__[0] if "depgraph_rewrite" in cls.__dict__ else cls
+
+
+def signature_of(cls: type[nn.Module]) -> inspect.Signature:
+    """Parameters of a class's forward, without the module."""
+    signature = inspect.signature(cls.forward)
+    return signature.replace(parameters=list(signature.parameters.values())[1:])
