@@ -9,7 +9,6 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 from depgraph import DepgraphError
 from domains._digit_styles import STYLES, enlarge
@@ -57,6 +56,8 @@ def write_digits(
     Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI, 1998 (the digits). Ganin
     et al., "Domain-Adversarial Training of Neural Networks", 2016 (MNIST-M: ``photo``).
     """
+    from sklearn.datasets import load_digits  # large, and for the digits alone
+
     root = Path(root)
     digits = load_digits()
     chosen = _choose(digits.target, seed, per_class)
