@@ -83,7 +83,7 @@ class Session:
         """Run the first step anew: another machine must not go on with what this one measured."""
         before = dict(self.records[FIRST.name].facts)
         record = self._run(FIRST, self._time_for(FIRST))
-        if record.state == FAILED and self.settings.cuda:
+        if record.state != DONE and self.settings.cuda:
             note(f"{record.data['reason']}; again in fresh processes")
             self.method = "spawn"
             record = self._run(FIRST, self._time_for(FIRST))
