@@ -53,7 +53,7 @@ def run(record: Record, settings: Settings) -> None:
 
 
 def _ddp(model: nn.Module, device: str) -> nn.Module:
-    return DistributedDataParallel(model, device_ids=[0] if device != "cpu" else None)
+    return DistributedDataParallel(model)
 
 
 def _fsdp(model: nn.Module, device: str) -> nn.Module:

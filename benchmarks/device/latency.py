@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.device.environment import empty_op
+from benchmarks.device.environment import empty_op, wake
 from benchmarks.device.models import DENSE, cuts, dense_model, images_for, latency_of
 from benchmarks.device.record import Record, Row
 from benchmarks.device.settings import Case, Settings
@@ -80,6 +80,7 @@ def _case(settings: Settings, models: Mapping[str, nn.Module], case: Case) -> Ro
         torch._dynamo.reset()
         runs = [_made(runtime, _cast(m, precision), images) for m in models.values()]
         floor = empty_op(settings.device, runtime)
+        wake(settings.device)
         times = in_turns([*runs, floor], images, clock)
     torch._dynamo.reset()
     return {

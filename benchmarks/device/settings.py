@@ -109,6 +109,7 @@ _GPU_QUICK = Sizes(
     batch=64,
     table=("bf16", 64, "eager"),
     plans=6,
+    smoke="tests/test_cuda.py",
     samples=64,
     seeds=1,
     epochs=1,

@@ -94,12 +94,12 @@ def _no_data(settings: Settings) -> str | None:
     return "no folder of images was given; --data ROOT" if settings.data is None else None
 
 
-FIRST = Step("environment", "Machine", 24, environment.run, environment.tables)
+FIRST = Step("environment", "Machine", 40, environment.run, environment.tables)
 STEPS = (
     FIRST,
     Step("smoke", "Smoke test of every CUDA path", 60, smoke.run, smoke.tables),
     _timed("ViT-B", "plain", 80),
-    _timed("ViT-B", "auto", 80),
+    _timed("ViT-B", "auto", 130),
     _timed("BEiT-B", "plain", 50),
     _timed("DeiT-B", "plain", 40),
     Step("training", "Training in bfloat16", 40, training.run, training.tables),
@@ -109,7 +109,7 @@ STEPS = (
     Step("distributed", "DDP and FSDP on one rank", 40, distributed.run, distributed.tables),
     Step("quantised", "Int8 and 2:4", 60, quantised.run, quantised.tables),
     _timed("ViT-B", "compiled", 80),
-    _timed("BEiT-B", "auto", 50),
+    _timed("BEiT-B", "auto", 90),
     _timed("DeiT-B", "auto", 50),
 )
 BY_NAME = {step.name: step for step in STEPS}
