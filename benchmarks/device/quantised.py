@@ -19,6 +19,8 @@ from benchmarks.runtimes import PRECISIONS, Forward, check_compiler
 from domains._stand import room_to_compile
 from domains.timing import TimingSettings, in_turns
 
+COMPILED = "torchao int8, bf16, compiled"
+
 
 def run(record: Record, settings: Settings) -> None:
     """Each form of each model, in turns with the dense model in float32 and in float16."""
@@ -38,12 +40,13 @@ def run(record: Record, settings: Settings) -> None:
         "torchao int8, bf16": _int8_half,
         "2:4 fp16": FORMS["2:4 fp16"],
     }
-    if settings.size != "tiny":
-        makers["torchao int8, bf16, compiled"] = _int8_compiled
-    for key, each in models.items():
-        for form, make in makers.items():
-            work = functools.partial(_row, settings, each, base, make)
-            record.attempt(f"{key}, {form}", work)
+    forms = [(key, form) for key in models for form in makers]
+    if settings.size != "tiny":  # last, since it takes the longest
+        makers[COMPILED] = _int8_compiled
+        forms += [(key, COMPILED) for key in models]
+    for key, form in forms:
+        work = functools.partial(_row, settings, models[key], base, makers[form])
+        record.attempt(f"{key}, {form}", work)
 
 
 def _cast(model: nn.Module, precision: str) -> Forward:

@@ -109,7 +109,7 @@ class Record:
             self.save(state=CUT, reason=f"time was up before {len(left)} rows: {first}")
         else:
             failed = sum("failed" in row for row in self.rows.values())
-            self.save(state=DONE, reason=f"{failed} rows failed" if failed else "")
+            self.save(state=DONE, reason=f"rows that failed: {failed}" if failed else "")
 
 
 def read(path: Path) -> dict[str, Any]:

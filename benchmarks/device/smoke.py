@@ -62,7 +62,16 @@ def _pytest(record: Record, path: str) -> Row:
     import pytest
 
     outcomes = _Outcomes(record)
-    how = ["-q", "-m", "cuda", "-p", "no:cacheprovider", "-o", "filterwarnings=default"]
+    how = [
+        "-q",
+        "-m",
+        "cuda",
+        "-p",
+        "no:cacheprovider",
+        "--continue-on-collection-errors",
+        "-o",
+        "filterwarnings=default",
+    ]
     code = pytest.main([*how, "--rootdir", str(ROOT), str(ROOT / path)], plugins=[outcomes])
     if code in (3, 4):
         raise RuntimeError(f"pytest ended with code {int(code)}; see the step's log")

@@ -14,6 +14,7 @@ from domains.training_timing import compare_training
 
 def run(record: Record, settings: Settings) -> None:
     """Time the dense model and its cuts in turns, a row for each model."""
+    record.facts.update(batch=settings.sizes.batch)
     for label in settings.sizes.models:
         record.attempt(label, lambda label=label: _trained(settings, label))  # type: ignore[misc]
 
@@ -55,4 +56,8 @@ def tables(record: Record) -> list[Table]:
             )
             for name, m in row["models"].items()
         ]
-    return [Table("", columns, lines)]
+    says = (
+        f"Batch {record.facts.get('batch', '')}, autocast, AdamW, float32 weights; the peak is of "
+        "one step, with weights and the optimiser's state."
+    )
+    return [Table(says, columns, lines)]

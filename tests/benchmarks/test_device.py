@@ -162,7 +162,7 @@ def test_a_failed_row_says_why_and_the_others_are_measured(tmp_path: Path) -> No
     again = Record(tmp_path / "step.json", {})
     assert again.rows["large"]["failed"] == "RuntimeError: out of memory"
     assert again.rows["small"]["ms"] == 1.0
-    assert again.data["reason"] == "1 rows failed"
+    assert again.data["reason"] == "rows that failed: 1"
 
 
 def test_rows_that_time_did_not_reach_are_named_and_measured_later(tmp_path: Path) -> None:
