@@ -57,7 +57,7 @@ def tables(record: Record) -> list[Table]:
             for name, m in row["models"].items()
         ]
     says = (
-        f"Batch {record.facts.get('batch', '')}, autocast, AdamW, float32 weights; the peak is of "
-        "one step, with weights and the optimiser's state."
+        f"Batch {record.facts.get('batch', '')}, autocast, AdamW, float32 weights. The peak is of "
+        "one step, with the weights; the optimiser's state, twice the weights, comes on top."
     )
     return [Table(says, columns, lines)]
