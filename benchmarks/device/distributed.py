@@ -76,12 +76,18 @@ def _trained(settings: Settings, model: nn.Module, wrap: Callable[..., nn.Module
     for _ in range(STEPS):
         for step in steps:
             step(images)
-    off = _difference(alone, wrapped)
+    off, moved = _difference(alone, wrapped), _difference(alone, model)
     clock = TimingSettings(1, seconds=settings.sizes.seconds, min_rounds=5)
     times = in_turns(steps, images, clock)
     medians = [float(value) * 1e3 for value in np.median(times, axis=0)]
     ratio = float(np.median(times[:, 1] / times[:, 0]))
-    return {"alone_ms": medians[0], "wrapped_ms": medians[1], "ratio": ratio, "weights_off": off}
+    return {
+        "alone_ms": medians[0],
+        "wrapped_ms": medians[1],
+        "ratio": ratio,
+        "weights_off": off,
+        "moved": moved,
+    }
 
 
 def _step(model: nn.Module) -> Callable[[Tensor], object]:
@@ -112,7 +118,14 @@ def _difference(alone: nn.Module, wrapped: nn.Module) -> float:
 
 def tables(record: Record) -> list[Table]:
     """Milliseconds of a step with and without the wrapper."""
-    columns = ("wrapper", "step alone, ms", "wrapped, ms", "times as long", "weights off by")
+    columns = (
+        "wrapper",
+        "step alone, ms",
+        "wrapped, ms",
+        "times as long",
+        "weights off by",
+        "they moved by",
+    )
     lines: list[tuple[str, ...]] = []
     for key, row in record.rows.items():
         without = padded(key, row, len(columns))
@@ -120,12 +133,14 @@ def tables(record: Record) -> list[Table]:
             lines.append(without)
             continue
         times = (digits(row["alone_ms"]), digits(row["wrapped_ms"]), f"{row['ratio']:.2f}x")
-        lines.append((key, *times, f"{row['weights_off']:.1e}"))
+        lines.append((key, *times, f"{row['weights_off']:.1e}", f"{row['moved']:.1e}"))
     facts = record.facts
     says = ""
     if facts:
         says = (
             f"{ViT}, {facts['backend']}, {facts['ranks']} rank, batch {facts['batch']}, bfloat16 "
-            f"autocast, SGD. Weights after {STEPS} steps, beside those of the model alone."
+            f"{ViT}, {facts['backend']}, {facts['ranks']} rank, batch {facts['batch']}, bfloat16 "
+            f"autocast, SGD. Weights after {STEPS} steps, beside those of the model alone, and "
+            "beside those at the start."
         )
     return [Table(says, columns, lines)]

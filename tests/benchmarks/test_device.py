@@ -118,7 +118,7 @@ def test_models_take_turns_with_an_empty_op(resumed: Resumed) -> None:
 
 def test_wrapped_models_learn_what_they_learn_alone(resumed: Resumed) -> None:
     for row in _record(resumed, "distributed")["rows"].values():
-        assert row["weights_off"] < 1e-3
+        assert row["weights_off"] < row["moved"] / 100
 
 
 def test_accuracy_is_measured_on_the_unseen_domain(resumed: Resumed) -> None:
