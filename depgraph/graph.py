@@ -18,11 +18,12 @@ from depgraph._dead import Dead, find_dead
 from depgraph._inputs import input_spec
 from depgraph._networkx import build_networkx, write_graphml
 from depgraph.axes import Atom
-from depgraph.cost import mac_terms, total_macs, total_params
+from depgraph.cost import total_params
 from depgraph.empty import needs_a_unit
 from depgraph.errors import DepgraphError
 from depgraph.groups import Group, find_groups
 from depgraph.leads import check_rows, find_leads, has_rows
+from depgraph.macs import Macs
 from depgraph.plan import Plan, axis_spec, check_units
 from depgraph.propagate import Propagation
 from depgraph.trace import Trace
@@ -56,7 +57,7 @@ class DependencyGraph:
         self.groups: tuple[Group, ...] = find_groups(self.propagation)
         self._dead: dict[frozenset[Atom], Dead] = {frozenset(): Dead()}
         self._by_name = {group.name: group for group in self.groups}
-        self._terms = mac_terms(self.propagation, traced.nodes)
+        self._macs = Macs(self.propagation)
         self.num_params, self.macs = self.cost({})
 
     def __repr__(self) -> str:
@@ -106,8 +107,7 @@ class DependencyGraph:
         """
         atoms = {self.group(name)._atom: size for name, size in sizes.items()}
         dead = self.dead(atoms)
-        macs = total_macs(self._terms, atoms, self.traced.batch)
-        macs -= total_macs(mac_terms(self.propagation, dead.nodes), atoms, self.traced.batch)
+        macs = self._macs.of_one_sample(atoms, dead.nodes)
         left = self.traced.parameters - dead.tensors
         return total_params(self.propagation, left, atoms), macs
 

@@ -16,6 +16,7 @@ from torch import Tensor, fx
 from depgraph.attention import attention_products
 from depgraph.axes import Atom, Axis, Concat, axis_atoms, unit_positions
 from depgraph.propagate import Propagation, arguments, op_name
+from depgraph.rules.convolve import CONVOLUTIONS
 from depgraph.trace import shape
 
 FIXED = "fixed"
@@ -217,7 +218,7 @@ def _convolved_atoms(p: Propagation) -> set[Atom]:
     weights = [
         arguments(node)["weight"]
         for node in p.trace.nodes
-        if node.op == "call_function" and op_name(node).startswith("aten.conv")
+        if node.op == "call_function" and op_name(node) in CONVOLUTIONS
     ]
     return {atom for node in weights for axis in p.axes(node)[:2] for atom in axis_atoms(axis)}
 

@@ -92,12 +92,19 @@ class Coupling:
 
 
 class Propagation:
-    """State of one walk: the algebra, the axes of each value and the couplings found."""
+    """State of one walk: the algebra, the axes of each value and the couplings found.
+
+    Attributes
+    ----------
+    opaque_values : set of fx.Node
+        Of whose dimensions no rule says what they are.
+    """
 
     def __init__(self, trace: Trace, seeds: Mapping[fx.Node, Axes] | None = None) -> None:
         self.trace = trace
         self.algebra = Algebra()
         self.couplings: list[Coupling] = []
+        self.opaque_values: set[fx.Node] = set()
         self._dims: dict[fx.Node, Axes] = {}
         self._results: dict[fx.Node, list[Axes]] = {}
         self._resolved: dict[fx.Node, Axes] = {}  # as of so many bindings:
@@ -224,6 +231,7 @@ class Propagation:
         on still runs on other batches.
         """
         axes = [self.algebra.new(int(size), reason) for size in sizes]
+        self.opaque_values.add(node)
         batch = self._dims[self.trace.inputs[0]][0] if self.trace.batch > 1 else ()
         for x in node.all_input_nodes:
             leading = self.axes(x)[0] if self.axes(x) else ()

@@ -14,7 +14,7 @@ from torch import fx
 from depgraph.axes import Atom, Axis, axis_atoms
 from depgraph.propagate import Propagation, arguments, op_name
 from depgraph.rules.contract import einsum_terms
-from depgraph.rules.convolve import is_transposed
+from depgraph.rules.convolve import CONVOLUTIONS, is_transposed
 from depgraph.rules.reduce import reduced_dims
 from depgraph.trace import shape
 from depgraph.zeros import FAMILIES, carries
@@ -66,7 +66,7 @@ def _summed(node: fx.Node) -> Iterator[list[Place]]:
     elif name in ("aten.sum", "aten.linalg_vector_norm", "aten.norm", "aten.nansum"):
         x = node.all_input_nodes[0]
         yield from ([(x, dim)] for dim in reduced_dims(node))
-    elif name.startswith("aten.conv"):
+    elif name in CONVOLUTIONS:
         a = arguments(node)
         channel = len(shape(a["input"])) - len(shape(a["weight"])) + 1
         yield [(a["weight"], 0 if is_transposed(node) else 1), (a["input"], channel)]
