@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from depgraph import DependencyGraph, DepgraphError, Plan, trace
 from pruners._choices import AUTO
+from pruners._finite import check_weights
 from pruners.allocation import PER, allocator
 from pruners.basis import align_head_dims
 from pruners.calibration import with_latency
@@ -102,7 +103,8 @@ def prune(
     Raises
     ------
     DepgraphError
-        For any argument out of range; the model is untouched.
+        For any argument out of range, and for a weight or an input that is not finite; the model is
+        untouched.
 
     Examples
     --------
@@ -208,6 +210,7 @@ def plan_cut(
             "or pass compensate=False"
         )
     graph = trace(model, example_inputs, separate)
+    check_weights(model)
     choices = with_defaults(scorer, ratio=ratio, **choices)
     defaults = {"batch_size": _batch_of(example_inputs), **clock_of(model)}
     if not any(tensor.is_meta for tensor in model.parameters()):
