@@ -39,9 +39,19 @@ def note(text: str) -> None:
         click.echo(text, err=True)
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
+MACS_NOTE = (
+    "MACs are the multiply-accumulates of one image: matrix products, convolutions, attention "
+    "(queries with keys, weights with values) and recurrent layers. Norms, softmax, biases and "
+    "elementwise work are not in them. Other counters leave out more: docs/macs.md compares some."
+)
+"""What commands say that print MACs."""
+
+
+def table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], note: str | None = None
+) -> Table:
     """A table whose first column is text and whose others are aligned right."""
-    out = Table(title=title, title_justify="left")
+    out = Table(title=title, title_justify="left", caption=note, caption_justify="left")
     for i, column in enumerate(columns):
         out.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import depgraph
-from cli.output import emit, environment, table, write_json
+from cli.output import MACS_NOTE, emit, environment, table, write_json
 
 
 def report(
@@ -43,4 +43,4 @@ def report(
         for name, key in (("parameters", "params"), ("MACs", "macs"))
     ]
     title = f"{said['model'] or said['checkpoint']} pruned by {said['metric']}, saved in {out}"
-    emit(result, as_json, table(title, ["", "dense", "pruned", "kept"], rows))
+    emit(result, as_json, table(title, ["", "dense", "pruned", "kept"], rows, MACS_NOTE))

@@ -15,7 +15,7 @@ from cli.explore import explore
 from cli.html import inspect_page
 from cli.models import check_classes, example_inputs, load_model
 from cli.options import json_option, model_options, seed_option
-from cli.output import check_replaceable, emit, table, write_text
+from cli.output import MACS_NOTE, check_replaceable, emit, table, write_text
 from cli.params import Share
 from depgraph import DependencyGraph, DepgraphError
 from pruners import METRICS
@@ -24,7 +24,7 @@ from pruners.metrics import Metric
 from pruners.scoring import score
 
 
-@click.command()
+@click.command(epilog=MACS_NOTE)
 @model_options
 @click.option("--graphml", type=click.Path(path_type=Path, dir_okay=False), help="Graph file.")
 @click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Page of groups.")
@@ -105,7 +105,7 @@ def inspect(
     ]
     title = f"{model_name}: {graph.num_params:,} parameters, {graph.macs:,} MACs"
     columns = ["group", "kind", "units", *(["kept"] if plan else []), "members", "frozen"]
-    emit(result, as_json, table(title, columns, rows))
+    emit(result, as_json, table(title, columns, rows, MACS_NOTE))
 
 
 def _scores(

@@ -25,7 +25,7 @@ from cli.options import (
     seed_option,
     split_option,
 )
-from cli.output import check_apart
+from cli.output import MACS_NOTE, check_apart
 from cli.params import Bytes
 from cli.precision import with_precision
 from cli.pruned import report
@@ -34,7 +34,7 @@ from cli.sharded import prune_sharded
 from depgraph import DepgraphError
 
 
-@click.command()
+@click.command(epilog=MACS_NOTE)
 @optional_model_options
 @pruning_options
 @click.option(
