@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import shlex
 import sys
@@ -18,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from depgraph import DepgraphError
+from depgraph.files import replacing
 from domains.processes import is_main
 
 
@@ -76,13 +76,11 @@ def write_bytes(path: Path, content: bytes) -> None:
     if not is_main():
         return
     check_replaceable(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            temporary.write_bytes(content)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise DepgraphError(
             f"cannot write '{path}': {error.strerror}; choose another place"
         ) from error

@@ -38,9 +38,16 @@ def report(
         **environment(),
     }
     write_json(out / "prune.json", result)
+    show(result, as_json)
+
+
+def show(record: dict[str, Any], as_json: bool) -> None:
+    """Print what came of a pruning."""
+    dense, pruned = record["dense"], record["pruned"]
     rows = [
         (name, f"{dense[key]:,}", f"{pruned[key]:,}", f"{pruned[key] / dense[key]:.3f}")
         for name, key in (("parameters", "params"), ("MACs", "macs"))
     ]
-    title = f"{said['model'] or said['checkpoint']} pruned by {said['metric']}, saved in {out}"
-    emit(result, as_json, table(title, ["", "dense", "pruned", "kept"], rows))
+    of, by = record["model"] or record["checkpoint"], record["metric"]
+    title = f"{of} pruned by {by}, saved in {record['out']}"
+    emit(record, as_json, table(title, ["", "dense", "pruned", "kept"], rows))

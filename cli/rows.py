@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -77,6 +79,17 @@ def result_row(
     }
     row |= {"seed": settings.seed, "settings": settings.plain()}
     return row | environment()
+
+
+def finished_row(path: Path) -> dict[str, Any] | None:
+    """The result that a run wrote; None where there is none, or none that can be read."""
+    try:
+        row = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    parts = ("settings", "dense", "pruned", "pruned_only")
+    whole = isinstance(row, dict) and all(isinstance(row.get(part), dict) for part in parts)
+    return row if whole else None
 
 
 def _training(

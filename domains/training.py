@@ -105,8 +105,6 @@ def finetune(
     settings = settings or FinetuneSettings()
     folder = Path(directory)
     device = accelerator(settings.device, settings.amp)
-    if is_main():
-        prepare_directory(folder)
     identity = run_identity(model, split, settings, teacher, None if hooks is None else hooks.name)
     saved = load_checkpoint(folder, identity) if resume else None
     wait()  # none writes before all have read
@@ -121,6 +119,8 @@ def finetune(
         state = start(model, settings, device, runner.algorithm, runner.distillation)
         if saved is not None:
             state.load_dict(saved["state"])
+        if is_main() and len(state.history) < settings.epochs and not state.algorithm.finished:
+            prepare_directory(folder)
         if settings.may_keep_start and state.before is None and not state.history:
             state.add_before(runner.judge(state))
         for epoch in range(len(state.history), settings.epochs):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 import domains
 from cli.commands.run import show
 from cli.html import report_page
+from cli.made import force_option, is_record
 from cli.options import json_option, metric_option, seed_option
 from cli.output import note, write_text
 from cli.params import Share
@@ -48,6 +48,7 @@ from domains import timing
     show_default=True,
 )
 @click.option("--quick", is_flag=True, help="A few images and one epoch, to see that it runs.")
+@force_option
 @seed_option
 @json_option
 def demo(
@@ -57,6 +58,7 @@ def demo(
     metric: str | None,
     out: Path,
     quick: bool,
+    force: bool,
     seed: int,
     as_json: bool,
 ) -> None:
@@ -82,9 +84,9 @@ def demo(
         seed=seed,
     )
     run_out = out / f"{family}-{target}-{chosen}-{ratio:g}{'-quick' if quick else ''}-seed{seed}"
-    if (run_out / "result.json").exists():
+    again = is_record(run_out / "result.json")
+    if again:
         note(f"'{run_out}' is finished already; it is made anew")
-        shutil.rmtree(run_out)
     threads = torch.get_num_threads()
     # Ops this small only wait for each other on more threads, the more so on a busy machine.
     torch.set_num_threads(1)
@@ -94,7 +96,8 @@ def demo(
             split,
             settings,
             run_out,
-            resume=True,
+            resume=not again,
+            force=force or again,
             progress=not as_json,
         )
     finally:

@@ -14,6 +14,7 @@ import pruners
 from cli.across import across_domains as across
 from cli.across import check_across
 from cli.latency import predicted
+from cli.made import check_model_place, force_option
 from cli.models import check_classes, example_inputs, load_model
 from cli.options import (
     compute_options,
@@ -49,6 +50,7 @@ from depgraph import DepgraphError
 @click.option("--target", help="Domain of the data that is not looked at.")
 @split_option
 @out_option
+@force_option
 @seed_option
 @compute_options
 @json_option
@@ -86,6 +88,7 @@ def prune(
     target: str | None,
     split_by: str,
     out: Path,
+    force: bool,
     seed: int,
     device: str,
     amp: bool,
@@ -102,6 +105,7 @@ def prune(
         "normalise": normalise,
         "per": per,
     }
+    check_model_place(out, force)
     latency = clock(latency_table, latency_batch_size, device, progress=not as_json)
     if checkpoint is not None:
         _refuse_others(click.get_current_context())

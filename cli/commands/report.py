@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from cli.made import check_files, force_option
 from cli.options import json_option
 from cli.output import emit, table, write_text
 from cli.reports import write
@@ -20,8 +21,9 @@ from cli.reports.collect import collect
     type=click.Path(path_type=Path, file_okay=False),
     help="Directory of the report  [DIRECTORY/report].",
 )
+@force_option
 @json_option
-def report(directory: Path, out: Path | None, as_json: bool) -> None:
+def report(directory: Path, out: Path | None, force: bool, as_json: bool) -> None:
     """Average all results of `run`, `demo` and `sweep` below DIRECTORY, and draw them.
 
     Writes report.html (needs no other file), report.md, table.csv, runs.csv and tables.tex.
@@ -36,6 +38,7 @@ def report(directory: Path, out: Path | None, as_json: bool) -> None:
         "runs.csv": write.runs_csv(found),
         "tables.tex": write.latex(found, lines),
     }
+    check_files((out / name for name in texts), force)
     for name, text in texts.items():
         write_text(out / name, text)
     result = {

@@ -13,6 +13,7 @@ from torch import nn
 import domains
 from cli.across import check_across
 from cli.html import report_page
+from cli.made import force_option
 from cli.models import check_classes
 from cli.options import (
     batch_size_option,
@@ -36,6 +37,7 @@ from cli.output import check_apart, emit, percent, table, write_text
 from cli.params import Number
 from cli.pipeline import run_pipeline
 from cli.precision import half
+from cli.rows import finished_row
 from cli.said import BUDGETS, algorithm_said, budget, clock, metric_and_kinds
 from cli.saved import load_saved
 from cli.schedules import STEP_EPOCHS, STEPS, Schedule
@@ -62,13 +64,20 @@ from domains import timing
 @batch_size_option(1, "--bench-batch-size", "Images timed at once.")
 @seconds_option(10.0)
 @out_option
+@force_option
 @resume_option
 @track_option
 @seed_option
 @compute_options
 @json_option
 def run(
-    out: Path, resume: bool, track: str | None, as_json: bool, data: Path, **options: Any
+    out: Path,
+    force: bool,
+    resume: bool,
+    track: str | None,
+    as_json: bool,
+    data: Path,
+    **options: Any,
 ) -> None:
     """Fine-tune MODEL, prune it, fine-tune again; report accuracy on each domain, and speed.
 
@@ -78,16 +87,19 @@ def run(
     check_apart(out, data)
     found = domains.load_domains(data, progress=not as_json)
     job = make_job(found, progress=not as_json, **options)
+    before = finished_row(out / "result.json")
     result = run_pipeline(
         job.model,
         job.split,
         job.settings,
         out,
         resume=resume,
+        force=force,
         progress=not as_json,
         track=track,
     )
-    write_text(out / "report.html", report_page(result, found))
+    if result != before or not (out / "report.html").exists():
+        write_text(out / "report.html", report_page(result, found))
     show(result, out, as_json)
 
 

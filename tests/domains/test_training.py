@@ -441,10 +441,10 @@ def test_stopped_while_writing_the_checkpoint_the_one_before_is_whole(
 
 
 def test_what_a_killed_run_left_half_written_does_no_harm(split, quick, tiny_net, tmp_path):
-    (tmp_path / "checkpoint.pt.part").write_bytes(b"half")
+    (tmp_path / ".checkpoint.pt.0123456789abcdef.tmp").write_bytes(b"half")
     result = finetune(tiny_net(), split, quick, tmp_path, resume=True, progress=False)
     assert len(result.history) == 3
-    assert not (tmp_path / "checkpoint.pt.part").exists()
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_defaults_are_used_where_no_settings_are_given(split, tiny_net, tmp_path, monkeypatch):
