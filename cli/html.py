@@ -9,6 +9,7 @@ from jinja2 import Environment, PackageLoader, Template, select_autoescape
 from plotly.offline import get_plotlyjs
 
 from cli import figures
+from cli.escapes import readable
 from cli.output import percent
 from domains import DomainData
 
@@ -44,13 +45,14 @@ def report_page(result: dict[str, Any], data: DomainData) -> str:
     str
         HTML that needs no other file and no network.
     """
+    result = readable(result)
     return template("report.html.j2").render(
         result=result,
         accuracy=figures.accuracy_bars(result),
         kept=figures.kept_map(result),
         latency=figures.latency_bars(result),
         curves=figures.training_curves(result),
-        samples=figures.sample_images(data),
+        samples=readable(figures.sample_images(data)),
         settings=json.dumps(result["settings"], indent=1),
     )
 

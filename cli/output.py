@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from cli.escapes import readable
 from depgraph import DepgraphError
 from depgraph.files import replacing
 from domains.processes import is_main
@@ -62,7 +63,7 @@ def write_text(path: Path, text: str) -> None:
     DepgraphError
         When it cannot be written.
     """
-    write_bytes(path, text.encode())
+    write_bytes(path, readable(text).encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -105,7 +106,8 @@ def write_json(path: Path, data: Any) -> None:
 
 def command_line() -> str:
     """How the program was called."""
-    return shlex.join(["depgraph-prune", *sys.argv[1:]])
+    text: str = readable(shlex.join(["depgraph-prune", *sys.argv[1:]]))
+    return text
 
 
 def environment() -> dict[str, Any]:

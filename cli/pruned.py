@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import depgraph
+from cli.made import is_record
 from cli.output import emit, environment, table, write_json
 
 
@@ -38,6 +39,8 @@ def report(
         **environment(),
     }
     write_json(out / "prune.json", result)
+    if is_record(out / "finetune.json"):  # of the model that was here before
+        (out / "finetune.json").unlink()
     show(result, as_json)
 
 

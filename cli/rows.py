@@ -94,13 +94,16 @@ def finished_row(path: Path) -> dict[str, Any] | None:
 
 def _training(
     recipe: FinetuneSettings | None, record: Mapping[str, Any], images: int
-) -> dict[str, float]:
-    """What the fine-tuning of a stage took, validation included."""
+) -> dict[str, Any]:
+    """What the fine-tuning of a stage took, validation included, and which epoch was kept."""
     history = record["history"]
     steps = 0 if recipe is None else len(history) * -(-images // recipe.batch_size)
     seconds = sum(epoch["seconds"] for epoch in history)
     speed = {"steps_per_second": steps / seconds} if steps else {}
-    return {"epochs": len(history), "steps": steps, "seconds": seconds, **speed}
+    came_to = (
+        {"best_epoch": record.get("best_epoch"), "start": record.get("start")} if history else {}
+    )
+    return {"epochs": len(history), "steps": steps, "seconds": seconds, **speed, **came_to}
 
 
 def _timings(models: dict[str, nn.Module], settings: RunSettings) -> dict[str, timing.Timing]:

@@ -131,7 +131,11 @@ class Stages:
                 on_epoch=on_epoch,
             )
         self._save(model, name)
-        return {"history": list(trained.history), "best_epoch": trained.best_epoch}
+        return {
+            "history": list(trained.history),
+            "best_epoch": trained.best_epoch,
+            "start": trained.start,
+        }
 
     def _save(self, model: nn.Module, name: str) -> None:
         if processes.is_main():

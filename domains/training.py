@@ -17,7 +17,7 @@ from domains._device import accelerator, borrowed
 from domains._epoch import EpochRunner, Hooks
 from domains._progress import progress_bar
 from domains._sharding import fsdp_plugin
-from domains._state import EpochRow, start
+from domains._state import EpochRow, Judgement, start
 from domains.processes import is_main, wait
 from domains.recipe import FinetuneSettings
 from domains.split import Split
@@ -27,13 +27,15 @@ from domains.split import Split
 class FinetuneResult:
     """History of a fine-tuning and the epoch whose weights the model now has.
 
-    `best_epoch` 0 is the model as it came, where `may_keep_start` is set.
+    `best_epoch` 0 is the model as it came, where `may_keep_start` is set; `start` is what that was
+    worth on the validation parts.
     """
 
     history: list[EpochRow]
     best_epoch: int
     best_val_accuracy: float
     seconds: float
+    start: Judgement | None = None
 
 
 def finetune(
@@ -136,5 +138,9 @@ def finetune(
         model.load_state_dict(state.best)
     seconds = sum(row["seconds"] for row in state.history)
     return FinetuneResult(
-        state.history, state.best_epoch, state.best_judgement["val_accuracy"], seconds
+        state.history,
+        state.best_epoch,
+        state.best_judgement["val_accuracy"],
+        seconds,
+        state.before,
     )

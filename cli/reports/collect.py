@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cli.escapes import readable
 from cli.output import note
 from cli.settings import CONTROLS
 from depgraph import DepgraphError
@@ -118,7 +119,7 @@ def collect(root: Path) -> Found:
         grouped[_kind(row)].append(row)
     split = {kind: rows for whole in grouped.items() for kind, rows in _variants(*whole)}
     failed = {
-        str(path.parent.relative_to(root)): _first_line(path)
+        readable(str(path.parent.relative_to(root))): _first_line(path)
         for path in sorted(root.rglob("error.txt"))
     }
     begun = [path.parent for path in root.rglob("config.json")]
@@ -142,7 +143,7 @@ def _read(path: Path) -> Result | None:
     if not _is_result(row):
         note(f"note: '{path}' is no result of a run; it is left out")
         return None
-    result: Result = row
+    result: Result = readable(row)
     return result
 
 
