@@ -10,6 +10,7 @@ from plotly.offline import get_plotlyjs
 
 from cli import figures
 from cli.escapes import readable
+from cli.kept import selection_says
 from cli.output import percent
 from domains import DomainData
 
@@ -53,6 +54,7 @@ def report_page(result: dict[str, Any], data: DomainData) -> str:
         latency=figures.latency_bars(result),
         curves=figures.training_curves(result),
         samples=readable(figures.sample_images(data)),
+        selection=selection_says(result),
         settings=json.dumps(result["settings"], indent=1),
     )
 

@@ -22,6 +22,12 @@ def kept(row: Mapping[str, Any]) -> str:
     return START if training.get("best_epoch", 1) == 0 else TRAINED
 
 
+def start(row: Mapping[str, Any]) -> float | None:
+    """Validation accuracy of the cut model before it was trained, where that was measured."""
+    judged = row.get("training", {}).get("pruned", {}).get("start")
+    return None if judged is None else float(judged["val_accuracy"])
+
+
 def as_cut(row: Mapping[str, Any]) -> str:
     """How the model is called that no epoch was better than."""
     compensated = row.get("settings", {}).get("pruning", {}).get("compensate") is not False

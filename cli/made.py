@@ -143,8 +143,6 @@ def is_own_file(path: Path) -> bool:
     """Whether this tool made a file."""
     if path.suffix == ".json":
         return is_record(path)
-    if path.suffix == ".pt":
-        return is_checkpoint(path)
     with path.open("rb") as file:
         head = file.read(_ENDS)
         file.seek(max(path.stat().st_size - _ENDS, 0))

@@ -127,6 +127,7 @@ def finetune(
         "settings": asdict(settings),
         "accuracy": accuracy,
         "best_epoch": trained.best_epoch,
+        "start": trained.start,
         "best_val_accuracy": trained.best_val_accuracy,
         "seconds": trained.seconds,
         "history": list(trained.history),
@@ -160,5 +161,8 @@ def _finished(
 
 def _shown(result: dict[str, Any]) -> Table:
     rows = [(name, percent(share)) for name, share in result["accuracy"].items()]
-    title = f"{result['model']}, best of {len(result['history'])} epochs: {result['best_epoch']}"
+    best, epochs = result["best_epoch"], len(result["history"])
+    title = f"{result['model']}, best of {epochs} epochs: {best}"
+    if best == 0:
+        title = f"{result['model']}, kept as it was: none of {epochs} epochs improved it"
     return table(title, ["domain", "accuracy"], rows)

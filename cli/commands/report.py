@@ -43,6 +43,7 @@ def report(directory: Path, out: Path | None, force: bool, as_json: bool) -> Non
         write_text(out / name, text)
     result = {
         "runs": found.runs,
+        "kept_start": found.kept_start,
         "failed": found.failed,
         "unfinished": found.unfinished,
         "table": [_plain(part) for part in lines],
@@ -65,6 +66,7 @@ def _plain(part: Line) -> dict[str, object]:
         "domains": list(kind.data),
         "runs": part.runs,
         "seeds": part.seeds,
+        "kept_start": part.kept_start,
         **values,
     }
 

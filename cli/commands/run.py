@@ -13,6 +13,7 @@ from torch import nn
 import domains
 from cli.across import check_across
 from cli.html import report_page
+from cli.kept import pruned_says, selection_says
 from cli.made import force_option
 from cli.models import check_classes
 from cli.options import (
@@ -292,8 +293,9 @@ def show(result: dict[str, Any], out: Path, as_json: bool) -> None:
         rows.append((label, f"{result['dense'][key]:,}", "", f"{result['pruned'][key]:,}"))
     latency = [f"{result[key]['latency_ms']:.2f}" for key in ("dense", "pruned")]
     rows.append(("latency, ms", latency[0], "", f"{latency[1]} ({result['speedup']:.2f}x faster)"))
-    columns = ["", "dense", "pruned, not trained", "pruned, fine-tuned"]
+    columns = ["", "dense", "pruned, not trained", pruned_says(result)]
     title = f"{result['model']}, metric {result['metric']}"
     emit({**result, "report": str(out / "report.html")}, as_json, table(title, columns, rows))
     if not as_json:
+        click.echo(selection_says(result))
         click.echo(f"\nreport: {(out / 'report.html').resolve()}")

@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from cli.kept import START, kept
 from cli.reports.collect import Kind, Result
 from cli.reports.paper import Cited, cited
 
@@ -38,6 +39,8 @@ class Line:
     runs, seeds : int
     targets : tuple of str
         The unseen domains that were averaged over.
+    kept_start : int
+        Runs whose training after the cut did not improve the model.
     missing : int
         Runs that would make it complete: all its seeds with all its targets.
     values : dict of str to Mean
@@ -50,6 +53,7 @@ class Line:
     runs: int
     seeds: int
     targets: tuple[str, ...]
+    kept_start: int
     missing: int
     values: dict[str, Mean]
     paper: Cited | None
@@ -92,6 +96,7 @@ def line(kind: Kind, rows: Sequence[Result]) -> Line:
         len(rows),
         len(seeds),
         targets,
+        sum(kept(row) == START for row in rows),
         len(seeds) * len(targets) - len(there),
         {name: mean(rows, value) for name, value in COLUMNS.items()},
         cited(frozenset(kind.data), kind.model, kind.metric, ratio),
