@@ -16,6 +16,7 @@ from cli.kept import selection_says
 from cli.models import example_inputs
 from cli.output import percent
 from cli.saved import read_record
+from cli.speed import speed_says
 
 
 def parent_licence(model: nn.Module) -> str | None:
@@ -103,6 +104,9 @@ def model_card(model: nn.Module, repo: str, licence: str, record: dict[str, Any]
         accuracy=accuracy,
         target=target,
         sources=[name for name in accuracy if name != target],
+        speed=speed_says(record["speedup"], record.get("speedup_interval"))
+        if record.get("speedup")
+        else None,
         selection=selection_says(record),
         size=tuple(example.shape[2:]),
         params=sum(parameter.numel() for parameter in model.parameters()),

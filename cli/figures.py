@@ -92,28 +92,41 @@ def kept_map(result: dict[str, Any]) -> str:
 
 
 def latency_bars(result: dict[str, Any]) -> str:
-    """Median latency and its spread, dense beside pruned."""
+    """Latencies that were paired: the dense median, and the pruned one by the median ratio."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 1.3))
         axes = figure.add_subplot()
         timings = [result[key]["timing"] for key in ("dense", "pruned")]
+        ends = []
         for y, (key, timing) in enumerate(zip(("dense", "pruned"), timings, strict=True)):
-            median, half = timing["latency_ms"], timing["latency_iqr_ms"] / 2
-            axes.barh(y, median, 0.6, color=COLOURS[key])
-            axes.errorbar(median, y, xerr=half, color=INK, capsize=3)
+            middle = timing["latency_ms"]
+            low, high = _spread(result, key)
+            ends.append(high)
+            axes.barh(y, middle, 0.6, color=COLOURS[key])
+            axes.errorbar(middle, y, xerr=[[middle - low], [high - middle]], color=INK, capsize=3)
             axes.annotate(
-                f"{median:.1f} ms",
-                (median + half, y),
+                f"{middle:.1f} ms",
+                (high, y),
                 xytext=(8, 0),
                 textcoords="offset points",
                 va="center",
             )
         axes.set_yticks([0, 1], ["dense", "pruned"])
         axes.invert_yaxis()
-        ends = [t["latency_ms"] + t["latency_iqr_ms"] / 2 for t in timings]
         axes.set_xlim(0, 1.2 * max(ends))
-        axes.set_xlabel("ms a batch, median and interquartile range")
+        axes.set_xlabel("ms a batch; bars: dense, interquartile range; pruned, 95% of the ratio")
         return svg(figure, "Latency of the dense and the pruned model")
+
+
+def _spread(result: dict[str, Any], key: str) -> tuple[float, float]:
+    """Ends of an error bar: of the dense latencies, or of the ratio to them."""
+    timing, interval = result[key]["timing"], result.get("speedup_interval")
+    middle = timing["latency_ms"]
+    if key == "dense" or interval is None:
+        half = timing["latency_iqr_ms"] / 2
+        return max(0.0, middle - half), middle + half
+    dense = result["dense"]["timing"]["latency_ms"]
+    return min(middle, dense / interval[1]), max(middle, dense / interval[0])
 
 
 def training_curves(result: dict[str, Any]) -> str | None:

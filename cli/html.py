@@ -12,6 +12,7 @@ from cli import figures
 from cli.escapes import readable
 from cli.kept import selection_says
 from cli.output import percent
+from cli.speed import PAIRED, speed_says
 from domains import DomainData
 
 
@@ -54,6 +55,8 @@ def report_page(result: dict[str, Any], data: DomainData) -> str:
         latency=figures.latency_bars(result),
         curves=figures.training_curves(result),
         samples=readable(figures.sample_images(data)),
+        speed=speed_says(result["speedup"], result.get("speedup_interval")).partition(" ")[::2],
+        paired=PAIRED.format(rounds=result["dense"]["timing"]["rounds"]),
         selection=selection_says(result),
         settings=json.dumps(result["settings"], indent=1),
     )

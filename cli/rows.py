@@ -69,6 +69,7 @@ def result_row(
         row["predicted_latency_kept"] = cut["predicted_latency_kept"]
     row["pruned_only"] = _accuracies(accuracy["pruned_only"], target)
     row["speedup"] = timings["pruned"].speedup
+    row["speedup_interval"] = list(timings["pruned"].speedup_interval)
     row |= {key: cut[key] for key in ("groups", "scores")}
     row["training"] = {
         "dense": _training(settings.dense, records["dense"], images),

@@ -78,7 +78,9 @@ def evaluate(
         )
         result[name] = _measured(model, accuracy, times[name].latency_ms)
     result["accuracy"] = result["pruned"]["accuracy"]
-    result["speedup"] = times["pruned"].speedup if "dense" in present else None
+    both = "dense" in present
+    result["speedup"] = times["pruned"].speedup if both else None
+    result["speedup_interval"] = list(times["pruned"].speedup_interval) if both else None
     rows = [
         (
             domain + (" (unseen)" if domain == target else ""),

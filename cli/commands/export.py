@@ -16,6 +16,7 @@ from cli.options import batch_size_option, json_option, seconds_option, seed_opt
 from cli.output import emit, environment, table
 from cli.saved import load_saved
 from cli.served import TOLERANCE, largest_difference, load_served
+from cli.speed import speed_says
 from depgraph import DepgraphError
 from depgraph.export import NEEDED, export_program, require_packages, write_onnx, write_pt2
 from depgraph.files import replacing_with_company
@@ -84,6 +85,7 @@ def export(
                 "difference": difference,
                 "tolerance": TOLERANCE,
                 "speedup": timings[form].speedup,
+                "speedup_interval": timings[form].speedup_interval,
             }
         result["bytes"] = sum(path.stat().st_size for path in trial.parent.iterdir())
     result |= {"seed": seed, **environment()}
@@ -118,6 +120,6 @@ def _shown(result: dict[str, Any], form: str, batch_size: int) -> Any:
             ("largest difference, relative", f"{result['difference']:.1e}"),
             (f"latency of torch, batch {batch_size}, ms", f"{result['torch']['latency_ms']:.2f}"),
             (f"latency of {form}, ms", f"{result[form]['latency_ms']:.2f}"),
-            ("speed-up over torch", f"{result['speedup']:.2f}x"),
+            ("against torch", speed_says(result["speedup"], result["speedup_interval"])),
         ]
     return table(f"written to {result['out']}", ["", ""], rows)

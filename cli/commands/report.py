@@ -12,6 +12,7 @@ from cli.output import emit, table, write_text
 from cli.reports import write
 from cli.reports.average import Line, Mean, line
 from cli.reports.collect import collect
+from cli.speed import speed_says
 
 
 @click.command()
@@ -49,7 +50,7 @@ def report(directory: Path, out: Path | None, force: bool, as_json: bool) -> Non
         "table": [_plain(part) for part in lines],
         "files": [str(out / name) for name in texts],
     }
-    columns = ["model", "metric", "budget", "sources, %", "unseen, %", "change", "speed-up", "runs"]
+    columns = ["model", "metric", "budget", "sources, %", "unseen, %", "change", "speed", "runs"]
     emit(result, as_json, table(f"{found.runs} runs", columns, [_row(part) for part in lines]))
     if not as_json:
         click.echo(f"\nreport: {(out / 'report.html').resolve()}")
@@ -74,7 +75,7 @@ def _plain(part: Line) -> dict[str, object]:
 def _row(part: Line) -> list[str]:
     kind, values = part.kind, part.values
     shown = [_text(values[name]) for name in ("source", "unseen", "unseen_drop")]
-    speed = f"{values['speedup'].value:.2f}x"
+    speed = speed_says(values["speedup"].value)
     return [kind.model, kind.metric_says, kind.budget_says, *shown, speed, str(part.runs)]
 
 

@@ -43,6 +43,7 @@ from cli.said import BUDGETS, algorithm_said, budget, clock, metric_and_kinds
 from cli.saved import load_saved
 from cli.schedules import STEP_EPOCHS, STEPS, Schedule
 from cli.settings import RunSettings, adapted
+from cli.speed import speed_says
 from cli.starts import TIMM, Start
 from domains import timing
 
@@ -291,8 +292,9 @@ def show(result: dict[str, Any], out: Path, as_json: bool) -> None:
     ]
     for label, key in (("parameters", "params"), ("MACs", "macs")):
         rows.append((label, f"{result['dense'][key]:,}", "", f"{result['pruned'][key]:,}"))
-    latency = [f"{result[key]['latency_ms']:.2f}" for key in ("dense", "pruned")]
-    rows.append(("latency, ms", latency[0], "", f"{latency[1]} ({result['speedup']:.2f}x faster)"))
+    dense, small = (f"{result[key]['latency_ms']:.2f}" for key in ("dense", "pruned"))
+    speed = speed_says(result["speedup"], result.get("speedup_interval"))
+    rows.append(("latency, ms", dense, "", f"{small}, {speed}"))
     columns = ["", "dense", "pruned, not trained", pruned_says(result)]
     title = f"{result['model']}, metric {result['metric']}"
     emit({**result, "report": str(out / "report.html")}, as_json, table(title, columns, rows))

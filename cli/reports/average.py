@@ -71,6 +71,8 @@ COLUMNS: dict[str, Callable[[Result], float]] = {
     "speedup": lambda row: row["speedup"],
     "latency_ms": lambda row: row["pruned"]["latency_ms"],
     "dense_latency_ms": lambda row: row["dense"]["latency_ms"],
+    "latency_share": lambda row: 100 / row["speedup"],
+    "dense_latency_share": lambda row: 100.0,
     "macs": lambda row: row["pruned"]["macs"],
     "macs_share": lambda row: 100 * row["pruned"]["macs"] / row["dense"]["macs"],
     "dense_macs": lambda row: row["dense"]["macs"],
@@ -78,7 +80,11 @@ COLUMNS: dict[str, Callable[[Result], float]] = {
     "params_share": lambda row: 100 * row["pruned"]["params"] / row["dense"]["params"],
     "tuning_s": lambda row: row.get("seconds", {}).get("pruned", math.nan),
 }
-"""Columns by name: accuracies and shares in per cent, drops in points (negative: worse)."""
+"""Columns by name: accuracies and shares in per cent, drops in points (negative: worse).
+
+`latency_share` is of the dense model in the same run: what was paired; latencies in ms are of
+different hours.
+"""
 
 
 def _drop(row: Result, name: str) -> float:

@@ -69,7 +69,7 @@ def pareto(lines: Sequence[Line], cost: str, says: str, colours: Mapping[str, st
     lines : sequence of Line
         Of one model.
     cost : str
-        ``"latency_ms"`` or ``"macs"``.
+        ``"latency_share"`` or ``"macs"``.
     says : str
         The cost with its unit, for the axis.
     colours : mapping of str to str

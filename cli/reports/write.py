@@ -92,6 +92,9 @@ def runs_csv(found: Found) -> str:
     return escapes.csv_text(header, rows)
 
 
+_LATENCY = "latency, % of the dense model's in the same run"
+
+
 def page(found: Found, lines: Sequence[Line]) -> str:
     """The study as one HTML page, without any other file."""
     html = html_environment()
@@ -125,7 +128,7 @@ def _sections(found: Found, part: Part) -> list[dict[str, Any]]:
                 "data": part.title,
                 "pareto": [
                     plots.pareto(lines, cost, says, colours)
-                    for cost, says in (("macs", "MACs"), ("latency_ms", "latency, ms"))
+                    for cost, says in (("macs", "MACs"), ("latency_share", _LATENCY))
                 ],
                 "budgets": [
                     {
