@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from cli import verbosity
 from cli.commands.bench import bench
 from cli.commands.data import data
 from cli.commands.demo import demo
@@ -68,6 +69,7 @@ for command in (
     *(sweep, report, data, export, push_to_hub),
 ):
     program.add_command(command)
+verbosity.add_to(program)
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cli.escapes import readable
+from cli.verbosity import is_quiet
 from depgraph import DepgraphError
 from depgraph.files import replacing
 from domains.processes import is_main
@@ -36,7 +37,7 @@ def emit(result: dict[str, Any], as_json: bool, *tables: Table) -> None:
 
 def note(text: str) -> None:
     """A line for people, on standard error, so that ``--json`` stays one object."""
-    if is_main():
+    if is_main() and not is_quiet():
         click.echo(text, err=True)
 
 

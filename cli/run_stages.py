@@ -129,6 +129,7 @@ class Stages:
                 teacher=teacher,
                 hooks=hooks,
                 on_epoch=on_epoch,
+                name=name,
             )
         self._save(model, name)
         return {

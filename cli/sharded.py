@@ -11,6 +11,7 @@ from cli.made import holds_model, is_record
 from cli.pruned import report, show
 from cli.saved import read_record
 from cli.structures import load_structure
+from cli.verbosity import progress
 from depgraph.checkpoint import Checkpoint
 from domains import progress_bar
 from pruners.sharded import prune_checkpoint
@@ -62,7 +63,7 @@ def prune_sharded(
         if all(before.get(key) == value for key, value in json.loads(json.dumps(asked)).items()):
             show(before, as_json)
             return
-    with progress_bar(not as_json) as bar:
+    with progress_bar(progress(as_json)) as bar:
         tasks = {stage: bar.add_task(f"{stage} (MiB)", total=None) for stage in ("score", "slice")}
 
         def tell(stage: str, done: int, total: int) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 from domains._checkpoint import load_checkpoint, prepare_directory, run_identity, save_checkpoint
 from domains._device import accelerator, borrowed
 from domains._epoch import EpochRunner, Hooks
-from domains._progress import progress_bar
+from domains._progress import duration, progress_bar, tell
 from domains._sharding import fsdp_plugin
 from domains._state import EpochRow, Judgement, start
 from domains.processes import is_main, wait
@@ -49,6 +49,7 @@ def finetune(
     teacher: nn.Module | None = None,
     on_epoch: Callable[[EpochRow], None] | None = None,
     hooks: Hooks | None = None,
+    name: str = "training",
 ) -> FinetuneResult:
     """Train `model` on the source domains of `split`; it ends with its best epoch's weights.
 
@@ -67,13 +68,16 @@ def finetune(
         Continue from the checkpoint in `directory`; where there is none, begin. False: begin anew,
         and replace any checkpoint there.
     progress : bool
-        Show a progress bar on standard error.
+        Show a progress bar on standard error; a line for each epoch where that is no terminal and
+        the logger "domains" is not heard.
     teacher : nn.Module or None
         Usually the dense model: its outputs are learnt from too, as `settings` weighs them.
     on_epoch : callable or None
         Called with the row of each epoch once its checkpoint is written: never twice for one.
     hooks : Hooks or None
         What else is done to the model while it trains.
+    name : str
+        What the lines that are logged begin with.
 
     Returns
     -------
@@ -129,6 +133,7 @@ def finetune(
             if state.algorithm.finished:
                 break
             state.add(runner.run(state, epoch))
+            tell(_line(name, state.history, settings.epochs), progress)
             now = state.to_dict()  # of all processes: shards are gathered
             if is_main():
                 save_checkpoint(folder, {"identity": identity, "state": now})
@@ -136,6 +141,8 @@ def finetune(
                     on_epoch(state.history[-1])
         device.unwrap_model(state.trained, keep_fp32_wrapper=False)  # undoes what sharing changed
         model.load_state_dict(state.best)
+        if settings.may_keep_start and state.best_epoch == 0:
+            tell(f"{name}: no epoch was better than the model as it came, which is kept", progress)
     seconds = sum(row["seconds"] for row in state.history)
     return FinetuneResult(
         state.history,
@@ -143,4 +150,15 @@ def finetune(
         state.best_judgement["val_accuracy"],
         seconds,
         state.before,
+    )
+
+
+def _line(name: str, history: list[EpochRow], epochs: int) -> str:
+    """What the last epoch came to, and when the last one will end."""
+    row = history[-1]
+    left = (epochs - row["epoch"]) * sum(past["seconds"] for past in history) / len(history)
+    return (
+        f"{name}: epoch {row['epoch']} of {epochs}, loss {row['train_loss']:.4f}, validation loss "
+        f"{row['val_loss']:.4f}, validation accuracy {100 * row['val_accuracy']:.1f}%, "
+        f"{duration(row['seconds'])} an epoch, ETA {duration(left)}"
     )

@@ -16,6 +16,7 @@ from cli.options import json_option
 from cli.output import emit, table, write_bytes
 from cli.params import Bytes
 from cli.sheet import contact_sheet
+from cli.verbosity import progress
 from depgraph.files import MARK
 
 
@@ -50,7 +51,9 @@ def unpack(
     domains; a file of PACS's hdf5; a folder that Hugging Face datasets saved; or hf:owner/name.
     Several are put together. The same call again continues one that was interrupted.
     """
-    done = domains.unpack(sources, out, max_bytes=max_size, inside=inside, progress=not as_json)
+    done = domains.unpack(
+        sources, out, max_bytes=max_size, inside=inside, progress=progress(as_json)
+    )
     result = {
         "out": str(out),
         "images": done.images,
@@ -102,7 +105,7 @@ def check(
     """
     if sheet is not None:
         check_files([sheet], force, "--sheet")
-    report = domains.check_data(root, known=known, progress=not as_json)
+    report = domains.check_data(root, known=known, progress=progress(as_json))
     if sheet is not None:
         buffer, said = io.BytesIO(), PngInfo()
         said.add_text("Software", MARK)

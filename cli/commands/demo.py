@@ -19,6 +19,7 @@ from cli.params import Share
 from cli.pipeline import run_pipeline
 from cli.said import metric_and_kinds
 from cli.settings import RunSettings
+from cli.verbosity import progress
 from domains import timing
 
 
@@ -67,7 +68,7 @@ def demo(
         out / f"digits{'-quick' if quick else ''}",
         seed=seed,
         per_class=10 if quick else None,
-        progress=not as_json,
+        progress=progress(as_json),
     )
     found = domains.load_domains(root)
     split = domains.leave_one_out(found, target, seed=seed, split_by="stem")
@@ -98,7 +99,7 @@ def demo(
             run_out,
             resume=not again,
             force=force or again,
-            progress=not as_json,
+            progress=progress(as_json),
         )
     finally:
         torch.set_num_threads(threads)

@@ -32,6 +32,7 @@ from cli.said import algorithm_said
 from cli.saved import compensated_share, load_saved, read_record, saved_in
 from cli.settings import recovery_settings
 from cli.tracking import tracked
+from cli.verbosity import progress
 
 
 @click.command()
@@ -85,7 +86,7 @@ def finetune(
     out = out or saved_in(directory) or directory
     check_apart(out, data)
     check_model_place(out, force)
-    found = domains.load_domains(data, progress=not as_json)
+    found = domains.load_domains(data, progress=progress(as_json))
     model = load_saved(directory, num_classes=len(found.classes), seed=seed)
     split = domains.leave_one_out(found, target, seed=seed, split_by=split_by)  # type: ignore[arg-type]
     share = compensated_share(saved_in(directory) or directory)
@@ -108,7 +109,7 @@ def finetune(
             settings,
             out / "training",
             resume=resume,
-            progress=not as_json,
+            progress=progress(as_json),
             teacher=None if teacher is None else load_saved(teacher),
             on_epoch=on_epoch,
         )
@@ -118,7 +119,7 @@ def finetune(
         return
     if domains.processes.is_main():
         depgraph.save(model.eval(), out)
-    accuracy = domains.evaluate(model, split, device=device, amp=amp, progress=not as_json)
+    accuracy = domains.evaluate(model, split, device=device, amp=amp, progress=progress(as_json))
     result = {
         "model": str(directory),
         "target_domain": target,

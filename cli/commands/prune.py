@@ -32,6 +32,7 @@ from cli.precision import with_precision
 from cli.pruned import report
 from cli.said import budget, clock, metric_and_kinds
 from cli.sharded import prune_sharded
+from cli.verbosity import progress
 from depgraph import DepgraphError
 
 
@@ -106,7 +107,7 @@ def prune(
         "per": per,
     }
     check_model_place(out, force)
-    latency = clock(latency_table, latency_batch_size, device, progress=not as_json)
+    latency = clock(latency_table, latency_batch_size, device, progress=progress(as_json))
     if checkpoint is not None:
         _refuse_others(click.get_current_context())
         prune_sharded(
@@ -146,7 +147,7 @@ def prune(
     if data is not None:
         check_apart(out, data)
         if scorer.needs_data or compensate is not False:
-            found = domains.load_domains(data, progress=not as_json)
+            found = domains.load_domains(data, progress=progress(as_json))
     if found is not None and num_classes is None and not Path(model_name).is_dir():
         num_classes = len(found.classes)
     sources = None if found is None else [d for d in found.samples if d != target]

@@ -45,6 +45,7 @@ from cli.schedules import STEP_EPOCHS, STEPS, Schedule
 from cli.settings import RunSettings, adapted
 from cli.speed import speed_says
 from cli.starts import TIMM, Start
+from cli.verbosity import progress
 from domains import timing
 
 
@@ -87,8 +88,8 @@ def run(
     """
     budget(**{name: options[name] for name in BUDGETS})  # refused before the data is read
     check_apart(out, data)
-    found = domains.load_domains(data, progress=not as_json)
-    job = make_job(found, progress=not as_json, **options)
+    found = domains.load_domains(data, progress=progress(as_json))
+    job = make_job(found, progress=progress(as_json), **options)
     before = finished_row(out / "result.json")
     result = run_pipeline(
         job.model,
@@ -97,7 +98,7 @@ def run(
         out,
         resume=resume,
         force=force,
-        progress=not as_json,
+        progress=progress(as_json),
         track=track,
     )
     if result != before or not (out / "report.html").exists():

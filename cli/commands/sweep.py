@@ -31,6 +31,7 @@ from cli.sweeps.work import (
     thinned,
 )
 from cli.sweeps.workers import Task, in_turn, on_ray
+from cli.verbosity import progress
 from domains import DomainData
 
 
@@ -92,7 +93,7 @@ def sweep(
     if not place.digits:
         check_apart(place.out, place.data)
     with tempfile.TemporaryDirectory() as scratch:
-        place, found = _data(place, grid, Path(scratch) if dry_run else None, not as_json)
+        place, found = _data(place, grid, Path(scratch) if dry_run else None, progress(as_json))
         tasks = _tasks(place, grid, found)
     if dry_run:
         _show_plan(place, tasks, as_json)
@@ -101,7 +102,7 @@ def sweep(
         check_directory(directory, force)
     if retry_failed:
         _forget_failures(place, tasks)
-    outcomes = _work(place, grid, tasks, address, not as_json)
+    outcomes = _work(place, grid, tasks, address, progress(as_json))
     seconds = time.perf_counter() - began
     if not _show_outcomes(place, tasks, outcomes, seconds, as_json):
         raise click.exceptions.Exit(1)

@@ -123,7 +123,7 @@ def work_on_dense(place: Place, key: str, cell: Cell) -> Outcome:
 
     def work() -> None:
         job = job_of(place, cell, _data(place.data))
-        train_dense(job.model, job.split, job.settings, out, progress=False, log=_timed_note)
+        train_dense(job.model, job.split, job.settings, out, log=_timed_note)
         shutil.rmtree(out / "dense-training", ignore_errors=True)
 
     return _attempt(out, key, place.threads, work)
@@ -157,7 +157,6 @@ def work_on_run(place: Place, key: str, cell: Cell, dense: Outcome) -> Outcome:
                 job.settings,
                 out,
                 resume=True,
-                progress=False,
                 dense_at=dense_directory(place, key),
                 fresh=job.fresh,
                 log=_timed_note,

@@ -460,3 +460,10 @@ def test_the_progress_bar_writes_to_standard_error_only(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err
+
+
+def test_epochs_are_logged_to_whoever_hears_the_library(split, quick, tiny_net, tmp_path, caplog):
+    with caplog.at_level("INFO", logger="domains"):
+        finetune(tiny_net(), split, quick, tmp_path, progress=False, name="mine")
+    lines = [line for line in caplog.messages if line.startswith("mine: epoch")]
+    assert len(lines) == 3 and lines[-1].endswith("ETA 0 s")
