@@ -4,7 +4,6 @@ What is timed is one forward pass in inference mode on a random batch that is al
 The models take turns round by round; the speed-up is the median of the ratios within the rounds.
 """
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from depgraph import DepgraphError
 from domains._memory import forward_peak_bytes, weights_bytes
+from domains._paired import paired
 from domains._stand import (
     DTYPES,
     borrowed,
@@ -238,37 +238,6 @@ def _timing(
         compiled=settings.compile,
         torch_version=str(torch.__version__),
     )
-
-
-def paired(times: np.ndarray, column: int) -> tuple[float, float, tuple[float, float]]:
-    """What is compared within rounds, so that a slow phase of the machine cancels.
-
-    Parameters
-    ----------
-    times : ndarray of float, shape (rounds, functions)
-        See `in_turns`.
-    column : int
-
-    Returns
-    -------
-    seconds : float
-        The first function's median time, divided by the speed-up.
-    speedup : float
-        Median of (time of the first / time of this one).
-    interval : tuple of two floats
-        95% confidence interval of that median by its order statistics; the extremes of fewer than
-        six rounds, which tell no more.
-
-    References
-    ----------
-    Conover, Practical Nonparametric Statistics, 3rd ed., 1999, section 3.2.
-    """
-    ratios = np.sort(times[:, 0] / times[:, column])
-    speedup, rounds = float(np.median(ratios)), len(ratios)
-    # how many ratios are below their median is binomial: 1.96 of its standard deviations
-    low = max(0, math.floor((rounds - 1.96 * rounds**0.5 - 1) / 2))
-    interval = float(ratios[low]), float(ratios[rounds - 1 - low])
-    return float(np.median(times[:, 0])) / speedup, speedup, interval
 
 
 def _runnable(model: nn.Module, settings: TimingSettings) -> Forward:

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from depgraph import DepgraphError
 from domains._device import all_logits
 from domains._memory import forward_peak_bytes, weights_bytes
+from domains._paired import paired
 from domains._stand import cpu_threads, find_device, random_images, room_to_compile
-from domains.timing import AMP, TimingSettings, in_turns, paired
+from domains.timing import AMP, TimingSettings, in_turns
 
 
 @dataclass(frozen=True)

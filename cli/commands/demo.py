@@ -10,7 +10,6 @@ import click
 import torch
 
 import domains
-from cli.commands.run import show
 from cli.html import report_page
 from cli.made import force_option, is_record
 from cli.options import json_option, metric_option, seed_option
@@ -19,6 +18,7 @@ from cli.params import Share
 from cli.pipeline import run_pipeline
 from cli.said import metric_and_kinds
 from cli.settings import RunSettings
+from cli.shown import show
 from cli.verbosity import progress
 from domains import timing
 

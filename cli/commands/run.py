@@ -13,7 +13,6 @@ from torch import nn
 import domains
 from cli.across import check_across
 from cli.html import report_page
-from cli.kept import pruned_says, selection_says
 from cli.made import force_option
 from cli.models import check_classes
 from cli.options import (
@@ -34,7 +33,7 @@ from cli.options import (
     track_option,
     training_options,
 )
-from cli.output import check_apart, emit, percent, table, write_text
+from cli.output import check_apart, write_text
 from cli.params import Number
 from cli.pipeline import run_pipeline
 from cli.precision import half
@@ -43,7 +42,7 @@ from cli.said import BUDGETS, algorithm_said, budget, clock, metric_and_kinds
 from cli.saved import load_saved
 from cli.schedules import STEP_EPOCHS, STEPS, Schedule
 from cli.settings import RunSettings, adapted
-from cli.speed import speed_says
+from cli.shown import show
 from cli.starts import TIMM, Start
 from cli.verbosity import progress
 from domains import timing
@@ -279,26 +278,3 @@ def make_job(
     )
     saved = dense is not None or Path(model_name).is_dir()
     return Job(dense_model, None if saved else lambda: load(False, None), split, settings)
-
-
-def show(result: dict[str, Any], out: Path, as_json: bool) -> None:
-    """Print a result row, and where its page is."""
-    target = result["target_domain"]
-    rows = [
-        (
-            name + (" (unseen)" if name == target else ""),
-            *(percent(result[key]["accuracy"][name]) for key in ("dense", "pruned_only", "pruned")),
-        )
-        for name in result["dense"]["accuracy"]
-    ]
-    for label, key in (("parameters", "params"), ("MACs", "macs")):
-        rows.append((label, f"{result['dense'][key]:,}", "", f"{result['pruned'][key]:,}"))
-    dense, small = (f"{result[key]['latency_ms']:.2f}" for key in ("dense", "pruned"))
-    speed = speed_says(result["speedup"], result.get("speedup_interval"))
-    rows.append(("latency, ms", dense, "", f"{small}, {speed}"))
-    columns = ["", "dense", "pruned, not trained", pruned_says(result)]
-    title = f"{result['model']}, metric {result['metric']}"
-    emit({**result, "report": str(out / "report.html")}, as_json, table(title, columns, rows))
-    if not as_json:
-        click.echo(selection_says(result))
-        click.echo(f"\nreport: {(out / 'report.html').resolve()}")

@@ -11,6 +11,7 @@ from torch._dynamo.testing import CompileCounter
 
 import domains.timing as timing
 from depgraph import DepgraphError
+from domains._paired import paired
 from domains.timing import TimingSettings, compare
 
 QUICK = TimingSettings(seconds=0, min_rounds=2, warmup_rounds=1)
@@ -114,7 +115,7 @@ def test_latency_and_speedup_agree_where_the_noise_met_the_models_in_other_round
 def test_the_interval_is_that_of_the_order_statistics(rounds: int, low: int):
     times = np.ones((rounds, 2))
     times[:, 0] = np.arange(rounds)[::-1] + 1
-    assert timing.paired(times, 1)[2] == (low + 1, rounds - low)
+    assert paired(times, 1)[2] == (low + 1, rounds - low)
 
 
 def test_models_take_turns_and_each_round_starts_with_another(clock):
