@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import fx
 
 from depgraph.axes import Axis, axis_atoms
 from depgraph.errors import DepgraphError
+from depgraph.files import MARK, replacing
 from depgraph.groups import Group, describe
 from depgraph.propagate import op_name
 from depgraph.trace import shape
@@ -167,13 +167,12 @@ def write_graphml(graph: nx.MultiDiGraph, path: str | PathLike[str]) -> None:
     for attributes in (*dict(graph.nodes.data()).values(), *(d for *_, d in graph.edges.data())):
         attributes.update((key, _plain(value)) for key, value in attributes.items())
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        nx.write_graphml(graph, temporary)
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            nx.write_graphml(graph, temporary)
+            with temporary.open("ab") as file:
+                file.write(f"<!-- {MARK} -->\n".encode())
     except OSError as error:
         raise DepgraphError(
             f"cannot write '{path}': {error.strerror}; choose another path"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from depgraph import DepgraphError, Plan, trace
 from depgraph.checkpoint import PIECE_BYTES, Checkpoint
+from depgraph.files import replacing
 from depgraph.sharded import ShardedSlicer, stored_names
 from depgraph.store import check_place
 from pruners._finite import check_weight
@@ -193,7 +194,10 @@ def _workspace(out: Path, job: dict[str, Any], resume: bool) -> Path:
                 "those again, or leave --resume out to begin anew"
             )
         return folder
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        if any(folder.iterdir()) and not record.exists():
+            raise DepgraphError(f"'{folder}' is in the way, and not of this tool; move it away")
+        shutil.rmtree(folder)
     folder.mkdir(parents=True)
     record.write_text(text, encoding="utf-8")
     return folder
@@ -212,9 +216,8 @@ def _sums(
         if kept.exists():
             tick(checkpoint.num_bytes(file))
         else:
-            temporary = kept.with_name(f".{kept.name}.tmp")
-            save_file(_sums_of_shard(checkpoint, file, order, weights, tick), temporary)
-            temporary.replace(kept)
+            with replacing(kept) as temporary:
+                save_file(_sums_of_shard(checkpoint, file, order, weights, tick), temporary)
         found = load_file(kept)
         for name in checkpoint.names(file):
             dims = range(len(checkpoint.tensors[name].shape))
