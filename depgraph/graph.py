@@ -27,6 +27,7 @@ from depgraph.plan import Plan, axis_spec, check_units
 from depgraph.propagate import Propagation
 from depgraph.trace import Trace
 from depgraph.vanish import freeze_mixed_sums
+from depgraph.weights import freeze_normalised_weights
 
 
 class DependencyGraph:
@@ -52,6 +53,7 @@ class DependencyGraph:
         self.separated = dict(separated or {})
         self.propagation = Propagation(traced)
         self.propagation.run()
+        freeze_normalised_weights(self.propagation)
         freeze_mixed_sums(self.propagation)
         self.groups: tuple[Group, ...] = find_groups(self.propagation)
         self._dead: dict[frozenset[Atom], Dead] = {frozenset(): Dead()}
