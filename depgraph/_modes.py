@@ -7,6 +7,7 @@ does too.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -44,6 +45,30 @@ def is_same_in_both_modes(trace: Trace, model: nn.Module) -> bool:
             for name in sorted(trace.mode_readers)
             for call in trace.calls_of[name]
         )
+
+
+def couples_alike(trace: Trace, model: nn.Module) -> bool:
+    """Whether a model is known to couple the same dimensions in training as in evaluation.
+
+    Parameters
+    ----------
+    trace : Trace
+    model : nn.Module
+        That was traced.
+
+    Returns
+    -------
+    bool
+        As `is_same_in_both_modes`, but a layer of torch's that does other things in training (a
+        batch norm, a drop-out) couples the same.
+    """
+    layers = {name for name in trace.mode_readers if _is_layer(model.get_submodule(name))}
+    readers = trace.mode_readers - layers
+    return is_same_in_both_modes(dataclasses.replace(trace, mode_readers=readers), model)
+
+
+def _is_layer(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.nn.") and not any(module.children())
 
 
 def _is_same(module: nn.Module, call: ModuleCall) -> bool:
