@@ -48,6 +48,10 @@ def trace(model: nn.Module, example_inputs: Any, separate: bool = False) -> Depe
 
     Notes
     -----
+    Forward hooks that give something back, or write to a module or a tensor, are part of what is
+    traced; those that only look on (that record, count or print) do not run. Where training runs
+    other modules than evaluation does, that mode is traced too, and what it couples holds.
+
     With ``separate``, parts that a view puts at every third place instead of end to end, views that
     another module takes apart, and those in modules whose forward cannot be generated stay as they
     are. Tracing takes about three times as long. On the CPU torch's fast attention wants v as wide

@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 from depgraph._caches import Cache, caches_bypassed, filled, filling
 from depgraph._calls import ModuleCall
 from depgraph._collection import collection_paused
+from depgraph._hooks import without_observers
 from depgraph._modules import named_modules, named_tensors, structural_copy
 from depgraph._recorder import READS, Recorder
 from depgraph._source import is_foreign, place
@@ -147,7 +148,7 @@ def _recorded(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], alike: bool
 ) -> tuple[Recorder, dict[str, fx.Node], Any, frozenset[Cache]]:
     """A recorder that has seen one forward, the tensors' nodes by name, output and caches."""
-    model = structural_copy(model)
+    model = without_observers(structural_copy(model))
     recorder = Recorder()
     tensors = {
         name: recorder.placeholder(name, tensor) for name, tensor in named_tensors(model)[0].items()
