@@ -268,6 +268,33 @@ def test_heads_whose_dims_only_training_adds_up_keep_the_same_ones() -> None:
         assert {graph.lead(g.name) is None for g in graph.prunable if g.size == 4} == {both}
 
 
+class HeadsInTheBatch(nn.Module):
+    """A batch norm learns its statistics over all heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm, self.head = nn.Linear(8, 12), nn.BatchNorm1d(4), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x).unflatten(-1, (3, 4)).flatten(0, 2)
+        y = self.norm(y).unflatten(0, (len(x), 5, 3)).flatten(2)
+        z: Tensor = self.head(y)
+        return z
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_what_training_takes_statistics_over_stays_whole(training: bool) -> None:
+    model = randomise(HeadsInTheBatch()).double().train(training)
+    graph = depgraph.trace(model, example())
+    (channels,) = graph.prunable
+    assert channels.size == 4
+    plan = graph.plan({channels.name: [0, 3]})
+    small = plan.apply(model)
+    for mode in (False, True):
+        got, expected = small.train(mode)(example(3)), masked(model, plan).train(mode)(example(3))
+        assert relative_difference(got, expected) < 1e-9
+
+
 def test_a_mode_in_which_the_model_does_not_run_says_nothing() -> None:
     class Demands(Stream):
         def forward(self, x: Tensor, targets: Tensor | None = None) -> Tensor:
