@@ -130,6 +130,19 @@ def test_what_a_weight_is_normalised_over_stays_whole_and_says_why(
     assert group.frozen is not None
 
 
+def test_so_does_what_the_weights_of_a_unit_are_normalised_with() -> None:
+    class First(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.out = nn.Parameter(torch.randn(HIDDEN, 4)), nn.Linear(HIDDEN, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.out(F.linear(x, F.normalize(self.weight, dim=0)))
+            return y
+
+    assert not depgraph.trace(First(), torch.randn(3, 4)).prunable
+
+
 ALONG_OTHERS: dict[str, Callable[[], nn.Module]] = {
     "plain": linear,
     "weight norm": lambda: parametrizations.weight_norm(linear(), dim=1),
