@@ -7,7 +7,6 @@ does too.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -47,30 +46,6 @@ def is_same_in_both_modes(trace: Trace, model: nn.Module) -> bool:
         )
 
 
-def couples_alike(trace: Trace, model: nn.Module) -> bool:
-    """Whether a model is known to couple the same dimensions in training as in evaluation.
-
-    Parameters
-    ----------
-    trace : Trace
-    model : nn.Module
-        That was traced.
-
-    Returns
-    -------
-    bool
-        As `is_same_in_both_modes`, but a layer of torch's that does other things in training (a
-        batch norm, a drop-out) couples the same.
-    """
-    layers = {name for name in trace.mode_readers if _is_layer(model.get_submodule(name))}
-    readers = trace.mode_readers - layers
-    return is_same_in_both_modes(dataclasses.replace(trace, mode_readers=readers), model)
-
-
-def _is_layer(module: nn.Module) -> bool:
-    return type(module).__module__.startswith("torch.nn.") and not any(module.children())
-
-
 def _is_same(module: nn.Module, call: ModuleCall) -> bool:
     args, kwargs = call.args, call.kwargs
     if any(leaf is UNREAD for leaf in pytree.tree_leaves((args, kwargs))):
@@ -78,7 +53,8 @@ def _is_same(module: nn.Module, call: ModuleCall) -> bool:
     args, kwargs = pytree.tree_map_only(fx.Node, lambda node: node.meta["val"], (args, kwargs))
     found = []
     for training in (False, True):
-        copy = structural_copy(module).train(training)
+        copy = structural_copy(module)
+        copy.train(training)  # which need not give the module back
         try:
             traced = trace_forward(copy, args, kwargs)
         except TraceError:

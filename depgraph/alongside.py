@@ -8,10 +8,11 @@ the first one; what they alone hold stays as it is.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
-from depgraph._modes import couples_alike
+from depgraph._couplings import couples_alike
 from depgraph._modules import structural_copy
 from depgraph.axes import Atom, axis_atoms
 from depgraph.propagate import Propagation
@@ -41,8 +42,9 @@ def other_modes(model: nn.Module, traced: Trace) -> tuple[Trace, ...]:
     for training in (False, True):
         if set(traced.modes.values()) == {training}:
             continue
+        copy = structural_copy(model)
+        copy.train(training)  # which need not give the model back
         try:
-            copy = structural_copy(model).train(training)
             found.append(trace_forward(copy, *traced.example))
         except TraceError:
             continue
@@ -70,9 +72,9 @@ def walk(
     called = {call.name for trace in (traced, *others) for call in trace.calls}
     p = Propagation(traced, called=called)
     p.run()
-    in_modes = (p, *(_walk_again(p, trace, outputs_are_fixed=True) for trace in others))
+    in_modes = (p, *(_walk_again(p, trace, Propagation) for trace in others))
     complete = [q.trace.complete for q in in_modes if q.trace.complete is not None]
-    aside = tuple(_walk_again(p, trace, outputs_are_fixed=False) for trace in complete)
+    aside = tuple(_walk_again(p, trace, _Unread) for trace in complete)
     for q in in_modes:
         freeze_normalised_weights(q)
         freeze_mixed_sums(q)
@@ -80,11 +82,18 @@ def walk(
     return in_modes, aside
 
 
-def _walk_again(p: Propagation, trace: Trace, outputs_are_fixed: bool) -> Propagation:
+class _Unread(Propagation):
+    """A walk over ops that have to run after a cut, whatever comes of them."""
+
+    def freeze(self, node: Any, reason: str, dims: Sequence[int] | None = None) -> None:
+        """Leave alone what would only change a result."""
+
+
+def _walk_again(p: Propagation, trace: Trace, kind: type[Propagation]) -> Propagation:
     seeds = {node: p.axes(p.trace.tensors[name]) for name, node in trace.tensors.items()}
     seeds.update(zip(trace.inputs, map(p.axes, p.trace.inputs), strict=True))
-    q = Propagation(trace, seeds, p.algebra)
-    q.run(outputs_are_fixed)
+    q = kind(trace, seeds, p.algebra)
+    q.run()
     return q
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -87,6 +88,26 @@ class OfEvaluation(OfTraining):
         return self.head(x) if self.training else (self.head(x), self.auxiliary(x))
 
 
+class Returnless(OfTraining):
+    """As timm's LeViT: train() gives nothing back."""
+
+    def add_layers(self) -> None:
+        super().add_layers()
+        self.gate = Gate()
+
+    def stream(self, x: Tensor) -> Tensor:
+        y: Tensor = self.gate(super().stream(x))
+        return y
+
+
+class Gate(nn.Module):
+    def train(self, mode: bool = True) -> Any:
+        super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 if self.training else x
+
+
 class Noisy(Stream):
     """Training scales the stream by something learnt."""
 
@@ -96,6 +117,18 @@ class Noisy(Stream):
     def forward(self, x: Tensor) -> Tensor:
         x = self.stream(x)
         y: Tensor = self.head(x * self.scale.tanh() if self.training else x)
+        return y
+
+
+class DroppedMaps(Stream):
+    """Attention maps, averaged over heads and dropped, as in an attention pooling."""
+
+    def add_layers(self) -> None:
+        self.pool = nn.MultiheadAttention(WIDTH, 3, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stream(x)
+        y: Tensor = self.head(self.pool(x, x, x)[0])
         return y
 
 
@@ -199,7 +232,17 @@ def frozen_of(graph: depgraph.DependencyGraph, parameter: str, dim: int) -> str 
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize(
     "kind",
-    [OfTraining, OfEvaluation, Noisy, Heads, Nested, DroppedNorm, DroppedHead, DroppedDeep],
+    [
+        OfTraining,
+        OfEvaluation,
+        Noisy,
+        Heads,
+        Nested,
+        DroppedNorm,
+        DroppedHead,
+        DroppedDeep,
+        DroppedMaps,
+    ],
 )
 def test_both_modes_are_exact_after_a_cut_in_either(kind: type[nn.Module], training: bool) -> None:
     for seed in range(3):
@@ -239,6 +282,12 @@ def test_training_freezes_what_it_could_not_do_without(kind: type[nn.Module], re
 def test_heads_that_only_training_sees_tell_their_groups_apart() -> None:
     graph = cut(Heads, 0)[1]
     assert {group.size for group in graph.prunable} == {3, 4, 9}
+
+
+def test_a_mean_whose_result_is_dropped_freezes_nothing() -> None:
+    for training in (False, True):
+        graph = cut(DroppedMaps, 0, training)[1]
+        assert {group.size for group in graph.prunable} == {WIDTH, 3, 4, 9}
 
 
 def test_a_norm_whose_result_is_dropped_follows_the_stream() -> None:
