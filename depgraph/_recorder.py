@@ -38,7 +38,7 @@ from depgraph._nodes import NodeMaker
 from depgraph._repeats import Repeats
 from depgraph._shapes import quick_write
 from depgraph._source import source_line
-from depgraph._unread import alive_nodes, without_unread
+from depgraph._unread import Unread, alive_nodes, with_unread, without_unread
 from depgraph._watch import can_be_watched, plain_call, watched
 
 READS = {
@@ -69,6 +69,8 @@ class Recorder(ProxyTorchDispatchMode):
         What made each tensor, by its identity.
     written : list of (Tensor, fx.Node, fx.Node)
         Tensors that an op gave back as its result, the node that they were from and the new one.
+    unread : Unread or None
+        After the end: the forward with the ops whose results nobody reads, where there are some.
     """
 
     # torch admits only its own proxy mode to the PreDispatch key; all of its behaviour is replaced.
@@ -93,6 +95,7 @@ class Recorder(ProxyTorchDispatchMode):
         self._device = torch.device("cpu")  # where the forward thinks it runs
         self.mode_readers: set[str] = set()  # modules that ran when some module's mode was read
         self.running: Any = None  # the op that was called last
+        self.unread: Unread | None = None
 
     @property
     def current(self) -> str:
@@ -167,6 +170,7 @@ class Recorder(ProxyTorchDispatchMode):
         if len(alive) == len(self.nodes) + 1:
             return outputs, (*self.nodes, last), self.calls
         calls = without_unread(self.calls, self.nodes, alive)
+        self.unread = with_unread(self.nodes, self.calls)
         for node in reversed(self.nodes):
             if node not in alive:
                 self.graph.erase_node(node)

@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from depgraph._collection import collection_paused
 from depgraph._modules import with_classes
+from depgraph.alongside import other_modes
 from depgraph.errors import DepgraphError
 from depgraph.graph import DependencyGraph
 from depgraph.separate import separated_classes
@@ -47,6 +48,10 @@ def trace(model: nn.Module, example_inputs: Any, separate: bool = False) -> Depe
 
     Notes
     -----
+    Forward hooks that give something back, or write to a module or a tensor, are part of what is
+    traced; those that only look on (that record, count or print) do not run. Where training runs
+    other modules than evaluation does, that mode is traced too, and what it couples holds.
+
     With ``separate``, parts that a view puts at every third place instead of end to end, views that
     another module takes apart, and those in modules whose forward cannot be generated stay as they
     are. Tracing takes about three times as long. On the CPU torch's fast attention wants v as wide
@@ -72,12 +77,21 @@ def trace(model: nn.Module, example_inputs: Any, separate: bool = False) -> Depe
     else:
         args = (example_inputs,)
     _check(model, args, kwargs)
-    graph = DependencyGraph(trace_with_visible_batch(model, args, kwargs))
+    graph = _graph(model, args, kwargs)
     classes = separated_classes(graph.propagation, model) if separate else {}
     if not classes:
         return graph
-    copy = with_classes(model, classes)
-    return DependencyGraph(trace_with_visible_batch(copy, args, kwargs), classes)
+    return _graph(with_classes(model, classes), args, kwargs, classes)
+
+
+def _graph(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    separated: Mapping[str, type[nn.Module]] | None = None,
+) -> DependencyGraph:
+    traced = trace_with_visible_batch(model, args, kwargs)
+    return DependencyGraph(traced, separated, other_modes(model, traced))
 
 
 def _check(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from depgraph import rules  # noqa: F401  (registers the rules)
 from depgraph._collection import collection_paused
-from depgraph._dead import Dead, find_dead
+from depgraph._dead import Dead, find_dead_in_modes
 from depgraph._inputs import input_spec
 from depgraph._networkx import build_networkx, write_graphml
+from depgraph.alongside import walk
 from depgraph.axes import Atom
 from depgraph.cost import total_params
 from depgraph.empty import needs_a_unit
@@ -27,7 +28,6 @@ from depgraph.macs import Macs
 from depgraph.plan import Plan, axis_spec, check_units
 from depgraph.propagate import Propagation
 from depgraph.trace import Trace
-from depgraph.vanish import freeze_mixed_sums
 
 
 class DependencyGraph:
@@ -43,19 +43,23 @@ class DependencyGraph:
         Of the model as traced; multiply-accumulates for batch 1.
     separated : dict of str to type
         Classes of the modules in which parts of a layer were split to be traced, see `trace`.
+    in_modes : tuple of Propagation
+        The walk over the traced forward, and over that of the other mode where it may differ.
     """
 
     @collection_paused()
     def __init__(
-        self, traced: Trace, separated: Mapping[str, type[nn.Module]] | None = None
+        self,
+        traced: Trace,
+        separated: Mapping[str, type[nn.Module]] | None = None,
+        others: Sequence[Trace] = (),
     ) -> None:
         self.traced = traced
         self.separated = dict(separated or {})
-        self.propagation = Propagation(traced)
-        self.propagation.run()
-        freeze_mixed_sums(self.propagation)
+        self.in_modes, self._aside = walk(traced, others)
+        self.propagation = self.in_modes[0]
         self.groups: tuple[Group, ...] = find_groups(self.propagation)
-        self._dead: dict[frozenset[Atom], Dead] = {frozenset(): Dead()}
+        self._dead: dict[frozenset[Atom], dict[Propagation, Dead]] = {}
         self._by_name = {group.name: group for group in self.groups}
         self._macs = Macs(self.propagation)
         self.num_params, self.macs = self.cost({})
@@ -111,12 +115,17 @@ class DependencyGraph:
         left = self.traced.parameters - dead.tensors
         return total_params(self.propagation, left, atoms), macs
 
-    def dead(self, sizes: Mapping[Atom, int]) -> Dead:
-        """Modules that compute nothing anyone needs when atoms have these sizes."""
+    def dead(self, sizes: Mapping[Atom, int], mode: Propagation | None = None) -> Dead:
+        """Modules that compute nothing anyone needs when atoms have these sizes.
+
+        As the traced forward calls them, or as that of another one of `in_modes` does.
+        """
         emptied = frozenset(atom for atom, size in sizes.items() if not size)
+        if not emptied:
+            return Dead()
         if emptied not in self._dead:
-            self._dead[emptied] = find_dead(self.propagation, emptied)
-        return self._dead[emptied]
+            self._dead[emptied] = find_dead_in_modes(self.in_modes, emptied)
+        return self._dead[emptied][mode or self.propagation]
 
     def needs_a_unit(self, name: str) -> str | None:
         """Why at least one unit of a group has to stay; None where all of them may go.
@@ -161,7 +170,10 @@ class DependencyGraph:
 
     @cached_property
     def _needs_a_unit(self) -> dict[Atom, str]:
-        return needs_a_unit(self.propagation)
+        reasons = needs_a_unit(self.propagation)
+        for other in (*self.in_modes, *self._aside):
+            reasons = {**needs_a_unit(other), **reasons}
+        return reasons
 
     def lead(self, name: str) -> Group | None:
         """The group along whose units a group may keep others for each: heads, for head dims.
@@ -185,7 +197,11 @@ class DependencyGraph:
 
     @cached_property
     def _leads(self) -> dict[Atom, Atom]:
-        return find_leads(self.propagation)
+        leads = find_leads(self.propagation)
+        for other in (*self.in_modes, *self._aside):
+            there = find_leads(other)
+            leads = {atom: lead for atom, lead in leads.items() if there.get(atom) is lead}
+        return leads
 
     def plan(self, kept: Mapping[str, Any]) -> Plan:
         """A plan that keeps these units.

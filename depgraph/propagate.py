@@ -6,7 +6,7 @@ of its result. An op without a rule freezes what it touches, with the op's name 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -94,24 +94,40 @@ class Coupling:
 class Propagation:
     """State of one walk: the algebra, the axes of each value and the couplings found.
 
+    Parameters
+    ----------
+    trace : Trace
+    seeds : mapping of fx.Node to list of Axis, optional
+        Axes of tensors and inputs that are known from another walk.
+    algebra : Algebra, optional
+        Of that walk, which then sees what this one finds equal.
+    called : collection of str
+        Modules that run in another mode only.
+
     Attributes
     ----------
     opaque_values : set of fx.Node
         Of whose dimensions no rule says what they are.
     """
 
-    def __init__(self, trace: Trace, seeds: Mapping[fx.Node, Axes] | None = None) -> None:
+    def __init__(
+        self,
+        trace: Trace,
+        seeds: Mapping[fx.Node, Axes] | None = None,
+        algebra: Algebra | None = None,
+        called: Collection[str] = (),
+    ) -> None:
         self.trace = trace
-        self.algebra = Algebra()
+        self.algebra = algebra or Algebra()
         self.couplings: list[Coupling] = []
         self.opaque_values: set[fx.Node] = set()
         self._dims: dict[fx.Node, Axes] = {}
         self._results: dict[fx.Node, list[Axes]] = {}
         self._resolved: dict[fx.Node, Axes] = {}  # as of so many bindings:
         self._resolved_at = 0
-        self._seed(seeds or {})
+        self._seed(seeds or {}, {*called, *(call.name for call in trace.calls)})
 
-    def _seed(self, seeds: Mapping[fx.Node, Axes]) -> None:
+    def _seed(self, seeds: Mapping[fx.Node, Axes], called: set[str]) -> None:
         trace = self.trace
         batch = self.algebra.new(trace.batch, "batch of the model's inputs")
         for node in trace.inputs:
@@ -120,7 +136,6 @@ class Propagation:
                 for dim, size in enumerate(shape(node))
             ]
             self._dims[node] = [batch, *axes[1:]] if trace.batch > 1 else axes
-        called = {call.name for call in trace.calls}
         for name, node in trace.tensors.items():
             frozen = None
             value = node.meta["val"]

@@ -8,6 +8,7 @@ the range of nodes that it made.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,15 +20,21 @@ from torch.utils import _pytree as pytree
 from depgraph._caches import Cache, caches_bypassed, filled, filling
 from depgraph._calls import ModuleCall
 from depgraph._collection import collection_paused
+from depgraph._hooks import without_observers
 from depgraph._modules import named_modules, named_tensors, structural_copy
 from depgraph._recorder import READS, Recorder
 from depgraph._source import is_foreign, place
+from depgraph._unread import Unread, owners
 from depgraph.errors import DepgraphError
 
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """A traced forward: ATen nodes, their placeholders and the module calls that made them."""
+    """A traced forward: ATen nodes, their placeholders and the module calls that made them.
+
+    Where the forward runs ops whose results nobody reads, they are in `complete` alone: a trace
+    that is a graph of its own, without calls.
+    """
 
     nodes: tuple[fx.Node, ...]
     tensors: dict[str, fx.Node]
@@ -41,6 +48,7 @@ class Trace:
     constants: dict[str, Tensor]
     mode_readers: frozenset[str]
     caches: frozenset[Cache]
+    complete: Trace | None = None
 
     @cached_property
     def calls_of(self) -> dict[str, list[ModuleCall]]:
@@ -104,30 +112,43 @@ def trace_forward(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     if recorder.repeats is not None and not recorder.repeats.are_proven():
         recorder, tensors, output, caches = _recorded(model, args, kwargs, alike=False)
     outputs, nodes, calls = recorder.finish(output)
-    owner: dict[fx.Node, str] = {}
-    for call in sorted(calls, key=lambda call: call.depth):
-        owner.update((node, call.name) for node in nodes[call.start : call.end])
-    return Trace(
+    traced = Trace(
         nodes,
         tensors,
         named_tensors(model)[1],
         tuple(recorder.inputs),
         outputs,
         tuple(calls),
-        owner,
+        owners(nodes, calls),
         (args, kwargs),
         modes,
         recorder.constants,
         frozenset(recorder.mode_readers),
         caches,
     )
+    return traced if recorder.unread is None else _completed(traced, recorder.unread)
+
+
+def _completed(traced: Trace, unread: Unread) -> Trace:
+    """A trace together with the one that has the ops whose results nobody reads."""
+    copy = unread.copies.__getitem__
+    complete = dataclasses.replace(
+        traced,
+        nodes=unread.nodes,
+        tensors={name: copy(node) for name, node in traced.tensors.items()},
+        inputs=tuple(map(copy, traced.inputs)),
+        outputs=tuple(map(copy, traced.outputs)),
+        calls=(),
+        owner=dict(unread.owner),
+    )
+    return dataclasses.replace(traced, complete=complete)
 
 
 def _recorded(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], alike: bool
 ) -> tuple[Recorder, dict[str, fx.Node], Any, frozenset[Cache]]:
     """A recorder that has seen one forward, the tensors' nodes by name, output and caches."""
-    model = structural_copy(model)
+    model = without_observers(structural_copy(model))
     recorder = Recorder()
     tensors = {
         name: recorder.placeholder(name, tensor) for name, tensor in named_tensors(model)[0].items()

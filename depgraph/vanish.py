@@ -37,7 +37,7 @@ def freeze_mixed_sums(p: Propagation) -> None:
     """
     vanishing = Vanishing(p)
     for node in p.trace.nodes:
-        for places in _summed(node):
+        for places in summed(node):
             if any(factor in vanishing.tensors for factor, _ in places):
                 continue
             axes = [p.axes(factor)[dim] for factor, dim in places]
@@ -51,7 +51,7 @@ def _unfrozen(axis: Axis) -> Iterator[Atom]:
     return (atom for atom in axis_atoms(axis) if atom.frozen is None)
 
 
-def _summed(node: fx.Node) -> Iterator[list[Place]]:
+def summed(node: fx.Node) -> Iterator[list[Place]]:
     """For each dimension that an op sums over, where its factors have it."""
     if node.op != "call_function":
         return
