@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -49,13 +51,20 @@ _MODES = torch._C.DispatchKeySet(torch._C.DispatchKey.PreDispatch) | torch._C.Di
 )
 
 
-def copied_unseen(tensor: Tensor) -> Tensor:
-    """Another tensor that looks like one, made past whatever watches torch's calls and ops."""
+@contextmanager
+def unseen() -> Iterator[None]:
+    """Run past whatever watches torch's calls and ops."""
     with (
         torch._C.DisableTorchFunction(),
         torch._C._ExcludeDispatchKeyGuard(_MODES),
         torch._C._DisablePythonDispatcher(),
     ):
+        yield
+
+
+def copied_unseen(tensor: Tensor) -> Tensor:
+    """Another tensor that looks like one, made past whatever watches torch's calls and ops."""
+    with unseen():
         return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=META)
 
 

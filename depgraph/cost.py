@@ -40,7 +40,7 @@ def mac_terms(p: Propagation, nodes: Iterable[fx.Node]) -> list[Term]:
 
 
 def _linear(p: Propagation, node: fx.Node) -> list[Term]:
-    return [(*p.axes(node), p.axes(arguments(node)["weight"])[1])]
+    return [(*p.axes(node), p.axes(arguments(node)["weight"])[-1])]
 
 
 def _matmul(p: Propagation, node: fx.Node) -> list[Term]:

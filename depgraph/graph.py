@@ -240,7 +240,7 @@ class DependencyGraph:
             macs,
             {name: spec for name, spec in specs.items() if name in parameters},
             {name: spec for name, spec in specs.items() if name not in parameters},
-            input_spec(self.traced.example),
+            input_spec(self.traced.example, self.traced.inputs_read),
             bool(self.separated),
             choices,
             self,

@@ -191,6 +191,8 @@ class Propagation:
                     self._results[node] = result
                 else:
                     self._dims[node] = result
+        for read in self.trace.reads:
+            self.freeze(read.node, f"its values are read ({read.source})")
         for node in self.trace.outputs if outputs_are_fixed else ():
             self.freeze(node, "dimension of the model's outputs")
 

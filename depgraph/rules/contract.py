@@ -13,13 +13,13 @@ from depgraph.trace import shape
 
 @rule("aten.linear", needs_units=nothing)
 def linear(p: Propagation, node: fx.Node) -> Axes:
-    """``y[..., o] = x[..., i] W[o, i] + b[o]``."""
+    """``y[..., o] = x[..., i] W[o, i] + b[o]``; a weight of one dimension has no o."""
     a = arguments(node)
     x, weight, bias = a["input"], a["weight"], a["bias"]
-    p.join(node, (x, len(shape(x)) - 1), (weight, 1))
-    if bias is not None:
+    p.join(node, (x, len(shape(x)) - 1), (weight, len(shape(weight)) - 1))
+    if bias is not None and shape(bias):
         p.join(node, (weight, 0), (bias, 0))
-    return [*p.axes(x)[:-1], p.axes(weight)[0]]
+    return [*p.axes(x)[:-1], *p.axes(weight)[:-1]]
 
 
 @rule("aten.addmm", needs_units=nothing)
