@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from depgraph._shapes import quick_result
+from depgraph._shapes import grouped_result, quick_result
 
 META = torch.device("meta")
 CPU = torch.device("cpu")
@@ -17,6 +17,8 @@ CPU = torch.device("cpu")
 
 def meta_result(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """What an op makes of meta tensors."""
+    if func is torch.ops.aten._grouped_mm.default:
+        return grouped_result(*args, **kwargs)
     quick = quick_result(func, args, kwargs)
     if quick is not None:
         return quick

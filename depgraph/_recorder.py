@@ -51,6 +51,8 @@ from depgraph._values import (
 from depgraph._watch import can_be_watched, plain_call, watched
 
 _NONE: Mapping[Any, bool] = {}
+_HINTS = {torch.ops.aten.repeat_interleave.self_int: "output_size"}
+"""Arguments that only repeat what follows from the others, and that a cut would make wrong."""
 
 
 class UnknownValue(RuntimeError):
@@ -220,6 +222,7 @@ class Recorder(ProxyTorchDispatchMode):
             return self._answer(func, args, kwargs)
         node_args = self._map(args, self.node)
         node_kwargs = self._map_values(kwargs, self.node)
+        node_kwargs.pop(_HINTS.get(func, ""), None)
         result = self._result(func, args, kwargs)
         if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(result)):
             return result

@@ -104,6 +104,7 @@ _COUNTED = {
     "aten.matmul": _matmul,
     "aten.mm": _matmul,
     "aten.bmm": _matmul,
+    "aten._grouped_mm": _matmul,
     "aten.addmm": _addmm,
     "aten.conv1d": _convolution,
     "aten.conv2d": _convolution,
