@@ -55,11 +55,11 @@ class Arguments:
     def _look(self, value: Any) -> Any:
         kind = type(value)
         if kind is Tensor:
-            node, known = self._seen(value)
+            node = self._seen(value)
             # which are one tensor, or of one node, a forward or its graph may depend on
             places = [self._order.setdefault(key, len(self._order)) for key in (id(value), node)]
             self.tensors.append(value)
-            return (*places, known, *looks(value))
+            return (*places, *looks(value))
         if kind is tuple:
             return (kind, tuple([self._look(item) for item in value]))
         if kind in (list, dict, set):

@@ -28,9 +28,10 @@ def trace(model: nn.Module, example_inputs: Any, separate: bool = False) -> Depe
         On any device, ``meta`` included, in eval or train mode; it is not changed and no weight
         is read.
     example_inputs : Tensor, tuple of Tensors, or mapping of str to Tensor
-        What the model is called with; a mapping holds keyword arguments. Only shapes and dtypes
-        matter. A leading dimension of 1 is traced as 2 where the model allows it, so that the batch
-        can be told from other dimensions.
+        What the model is called with; a mapping holds keyword arguments. Shapes and dtypes matter,
+        and the values of masks and integers that the model looks at (``graph.traced.reads``). A
+        leading dimension of 1 is traced as 2 where the model allows it, so that the batch can be
+        told from other dimensions.
     separate : bool
         Let parts of a layer that a view tells apart (q, k and v of one linear layer) lose different
         units wherever nothing else couples them: the head dims of q and k are one group then, those

@@ -17,8 +17,9 @@ from depgraph._collection import collection_paused
 from depgraph._dead import Dead, find_dead_in_modes
 from depgraph._inputs import input_spec
 from depgraph._networkx import build_networkx, write_graphml
+from depgraph.aligned import Aligned, aligned_axes, multiples, unaligned
 from depgraph.alongside import walk
-from depgraph.axes import Atom
+from depgraph.axes import Atom, axis_atoms
 from depgraph.cost import total_params
 from depgraph.empty import needs_a_unit
 from depgraph.errors import DepgraphError
@@ -152,6 +153,47 @@ class DependencyGraph:
                     "model"
                 )
         self.check_emptied(plan.kept_units)
+        self.check_aligned({name: len(units) for name, units in plan.kept_units.items()})
+
+    def multiple_of(self, name: str) -> int:
+        """Of how many units a group keeps a multiple; 1 where any number may stay.
+
+        Parameters
+        ----------
+        name : str
+
+        Raises
+        ------
+        DepgraphError
+            When there is no such group.
+        """
+        return self._multiples.get(self.group(name)._atom, 1)
+
+    def check_aligned(self, sizes: Mapping[str, int]) -> None:
+        """Refuse sizes of groups that a kernel would not take.
+
+        Raises
+        ------
+        DepgraphError
+            Naming the groups, the reason and the multiple to keep.
+        """
+        atoms = {self.group(name)._atom: size for name, size in sizes.items()}
+        found = unaligned(self._aligned, atoms)
+        if found is not None:
+            own = {self.group(name)._atom: name for name in sizes}
+            names = [own[atom] for atom in dict.fromkeys(axis_atoms(found.axis)) if atom in own]
+            each = max(map(self.multiple_of, names))
+            raise DepgraphError(
+                f"group '{', '.join(names)}': {found.reason}; keep a multiple of {each} units"
+            )
+
+    @cached_property
+    def _aligned(self) -> tuple[Aligned, ...]:
+        return aligned_axes(self.propagation)
+
+    @cached_property
+    def _multiples(self) -> dict[Atom, int]:
+        return multiples(self._aligned)
 
     def check_emptied(self, kept: Mapping[str, Sequence[int]]) -> None:
         """Refuse to empty a group of which a unit has to stay.
@@ -220,8 +262,8 @@ class DependencyGraph:
         Raises
         ------
         DepgraphError
-            For an unknown or frozen group, for units that are out of range or repeated, and for
-            none where `needs_a_unit`.
+            For an unknown or frozen group, for units that are out of range or repeated, for none
+            where `needs_a_unit`, and for other than a multiple of `multiple_of`.
         """
         chosen: dict[str, tuple[int, ...]] = {}
         choices: dict[str, tuple[tuple[int, ...], ...]] = {}
@@ -242,6 +284,7 @@ class DependencyGraph:
                 )
             chosen[name] = numbers
         self.check_emptied(chosen)
+        self.check_aligned({name: len(units) for name, units in chosen.items()})
         params, macs = self.cost({name: len(units) for name, units in chosen.items()})
         names = {group._atom: group.name for group in self.prunable}
         specs = {
@@ -256,7 +299,7 @@ class DependencyGraph:
             macs,
             {name: spec for name, spec in specs.items() if name in parameters},
             {name: spec for name, spec in specs.items() if name not in parameters},
-            input_spec(self.traced.example),
+            input_spec(self.traced.example, self.traced.inputs_read),
             bool(self.separated),
             choices,
             self,

@@ -213,6 +213,8 @@ class Propagation:
                     self._results[node] = result
                 else:
                     self._dims[node] = result
+        for read in self.trace.reads:
+            self.freeze(read.node, f"its values are read ({read.source})")
         for node in self.trace.outputs if outputs_are_fixed else ():
             self.freeze(node, "dimension of the model's outputs")
 
@@ -294,9 +296,17 @@ def _registered(node: fx.Node) -> str:
     name = op_name(node)
     if name in RULES:
         return name
-    tags = getattr(node.target, "tags", ())
-    names = (name.rstrip("_"), *(["pointwise"] if torch.Tag.pointwise in tags else []))
+    names = (name.rstrip("_"), *(["pointwise"] if _is_pointwise(node.target) else []))
     return next((known for known in names if known in RULES), name)
+
+
+def _is_pointwise(target: Any) -> bool:
+    """Whether torch tags an op as pointwise, or the op that it does in place."""
+    if not isinstance(target, torch._ops.OpOverload):
+        return False
+    packet = getattr(torch.ops.aten, target._opname.rstrip("_"), None)
+    ops = [target, getattr(packet, target._overloadname, target)]
+    return any(torch.Tag.pointwise in op.tags for op in ops)
 
 
 def arguments(node: fx.Node) -> dict[str, Any]:

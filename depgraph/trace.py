@@ -9,6 +9,9 @@ the range of nodes that it made.
 from __future__ import annotations
 
 import dataclasses
+import dis
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -22,9 +25,11 @@ from depgraph._calls import ModuleCall
 from depgraph._collection import collection_paused
 from depgraph._hooks import without_observers
 from depgraph._modules import named_modules, named_tensors, structural_copy
-from depgraph._recorder import READS, Recorder
+from depgraph._out_of_sight import OutOfSight
+from depgraph._recorder import Recorder, UnknownTruth, UnknownValue
 from depgraph._source import is_foreign, place
-from depgraph._unread import Unread, owners
+from depgraph._unread import Unread, alive_nodes, owners
+from depgraph._values import Read, reads_values
 from depgraph.errors import DepgraphError
 
 
@@ -34,6 +39,7 @@ class Trace:
 
     Where the forward runs ops whose results nobody reads, they are in `complete` alone: a trace
     that is a graph of its own, without calls.
+    ``reads`` are the values that it took from the example, in order.
     """
 
     nodes: tuple[fx.Node, ...]
@@ -49,6 +55,18 @@ class Trace:
     mode_readers: frozenset[str]
     caches: frozenset[Cache]
     complete: Trace | None = None
+    reads: tuple[Read, ...] = ()
+
+    @cached_property
+    def asking(self) -> frozenset[fx.Node]:
+        """Nodes that only lead to a value which the forward has read, and to no output."""
+        return frozenset(self.nodes) - alive_nodes(self.nodes, (self.nodes[-1], *self.outputs))
+
+    @property
+    def inputs_read(self) -> frozenset[int]:
+        """Places among the inputs of those whose values the forward has read."""
+        read = {node for read in self.reads for node in read.inputs}
+        return frozenset(i for i, node in enumerate(self.inputs) if node in read)
 
     @cached_property
     def calls_of(self) -> dict[str, list[ModuleCall]]:
@@ -99,18 +117,17 @@ def trace_forward(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     Raises
     ------
     DepgraphError
-        When the forward raises, or branches on the values of a tensor.
+        When the forward raises, or branches on values that differ from call to call.
 
     Notes
     -----
     One forward on meta tensors. A module that must run the ops of an earlier one is not run again
     (`depgraph._alike` says when that is so), nor an op that was seen before with the same shapes:
-    time is linear in the number of ops, independent of widths.
+    time is linear in the number of ops, independent of widths. A value that the forward reads of a
+    buffer, a mask or an integer input is that of the example (`depgraph._values`).
     """
     modes = {name: module.training for name, module in named_modules(model).items()}
-    recorder, tensors, output, caches = _recorded(model, args, kwargs, alike=True)
-    if recorder.repeats is not None and not recorder.repeats.are_proven():
-        recorder, tensors, output, caches = _recorded(model, args, kwargs, alike=False)
+    recorder, tensors, output, caches = _with_checks_passed(model, args, kwargs)
     outputs, nodes, calls = recorder.finish(output)
     traced = Trace(
         nodes,
@@ -125,6 +142,7 @@ def trace_forward(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
         recorder.constants,
         frozenset(recorder.mode_readers),
         caches,
+        reads=tuple(recorder.reads),
     )
     return traced if recorder.unread is None else _completed(traced, recorder.unread)
 
@@ -144,12 +162,82 @@ def _completed(traced: Trace, unread: Unread) -> Trace:
     return dataclasses.replace(traced, complete=complete)
 
 
+_Recorded = tuple[Recorder, dict[str, fx.Node], Any, frozenset[Cache]]
+
+
+def _with_checks_passed(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> _Recorded:
+    """What is recorded where every check of a value that cannot be known finds nothing wrong.
+
+    A question is a check where the forward raises an error of its own after one of the two answers.
+    """
+    answers: dict[Any, bool] = {}
+    while True:
+        try:
+            return _in_sight(model, args, kwargs, answers)
+        except TraceError as error:
+            asked = error.__cause__
+            if not isinstance(asked, UnknownTruth) or asked.where in answers:
+                raise
+            passing = [
+                answer
+                for answer in (False, True)
+                if not _complains(model, args, kwargs, {**answers, asked.where: answer})
+            ]
+            if len(passing) != 1:
+                raise
+            answers[asked.where] = passing[0]
+
+
+def _complains(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], answers: Mapping[Any, bool]
+) -> bool:
+    """Whether the forward raises an error of its own after these answers."""
+    try:
+        _in_sight(model, args, kwargs, answers)
+    except TraceError as error:
+        cause = error.__cause__
+        return not isinstance(cause, UnknownValue) and _is_raised_by_code(cause)
+    return False
+
+
+def _is_raised_by_code(error: BaseException | None) -> bool:
+    """Whether a ``raise`` or an ``assert`` in Python made an error, and no op of torch."""
+    at = error.__traceback__ if error is not None else None
+    if at is None:
+        return False
+    while at.tb_next is not None:
+        at = at.tb_next
+    return dis.opname[at.tb_frame.f_code.co_code[at.tb_lasti]] == "RAISE_VARARGS"
+
+
+def _in_sight(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], answers: Mapping[Any, bool]
+) -> _Recorded:
+    """What is recorded, with what torch does past its dispatcher where the forward needs that."""
+    try:
+        recorded = _recorded(model, args, kwargs, answers)
+    except TraceError as error:
+        if isinstance(error.__cause__, UnknownValue):
+            raise
+        recorded = _recorded(model, args, kwargs, answers, OutOfSight)
+    if recorded[0].repeats is not None and not recorded[0].repeats.are_proven():
+        recorded = _recorded(model, args, kwargs, answers, OutOfSight, alike=False)
+    return recorded
+
+
 def _recorded(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], alike: bool
-) -> tuple[Recorder, dict[str, fx.Node], Any, frozenset[Cache]]:
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    answers: Mapping[Any, bool],
+    sight: Callable[[Recorder], AbstractContextManager[Any]] = nullcontext,
+    alike: bool = True,
+) -> _Recorded:
     """A recorder that has seen one forward, the tensors' nodes by name, output and caches."""
     model = without_observers(structural_copy(model))
-    recorder = Recorder()
+    recorder = Recorder(answers)
     tensors = {
         name: recorder.placeholder(name, tensor) for name, tensor in named_tensors(model)[0].items()
     }
@@ -157,7 +245,7 @@ def _recorded(
     meta_args, meta_kwargs = pytree.tree_map_only(Tensor, recorder.input, (args, kwargs))
     entries = filling(model)
     try:
-        with recorder.watch(model, alike), caches_bypassed(model), torch.no_grad():
+        with recorder.watch(model, alike), caches_bypassed(model), torch.no_grad(), sight(recorder):
             output = model(*meta_args, **meta_kwargs)
     except _FORWARD_ERRORS as error:
         where = f"in module '{recorder.current}'" if recorder.current else "in the model"
@@ -193,7 +281,7 @@ _FORWARD_ERRORS = (
 def _on_data(op: Any, line: str) -> str:
     """What is wrong where an op looks at the values of a tensor; nothing for other ops."""
     tags = getattr(op, "tags", ())
-    if op in READS or torch.Tag.data_dependent_output in tags:
+    if reads_values(op):
         does, way = "reads the value of a tensor", "a branch on it with torch.where"
     elif torch.Tag.dynamic_output_shape in tags:
         does, way = "gives a shape that depends on the data", "it with a mask of fixed shape"

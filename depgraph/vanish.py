@@ -77,6 +77,7 @@ _PRODUCTS = {
     "aten.matmul": ("self", "other", -2),
     "aten.mm": ("self", "mat2", -2),
     "aten.bmm": ("self", "mat2", -2),
+    "aten._grouped_mm": ("self", "mat2", -2),
     "aten.mv": ("self", "vec", -2),
     "aten.dot": ("self", "tensor", -2),
     "aten.vdot": ("self", "other", -2),

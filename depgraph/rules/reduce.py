@@ -51,6 +51,14 @@ def statistic(p: Propagation, node: fx.Node) -> Axes | list[Axes]:
     return [axes] * len(values) if isinstance(values, (tuple, list)) else axes
 
 
+@rule("aten.histc", "aten.bincount", needs_units=lost)
+def counted(p: Propagation, node: fx.Node) -> Axes:
+    """How many entries fall in each bin: every entry counts."""
+    for operand in node.all_input_nodes:
+        p.freeze(operand, f"{p.label(node)} counts its entries")
+    return p.new(node, f"bins of {p.label(node)}")
+
+
 def reduced_tensor(node: fx.Node) -> fx.Node:
     return node.all_input_nodes[0]
 
