@@ -20,7 +20,6 @@ import click
 import psutil
 import timm
 import torch
-from matplotlib.figure import Figure
 from rich.console import Console
 from torch import nn
 
@@ -155,6 +154,8 @@ def _in_turns(name: str, ratio: float, rounds: int) -> dict[str, Any]:
 
 def _plot(rows: list[dict[str, Any]]) -> bytes:
     """Seconds over the size of the model, both axes in powers of ten."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(8.5, 4.5))
     axes = figure.subplots()
     sizes = [r["ours"]["model_mib"] for r in rows]

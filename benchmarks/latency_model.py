@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import random
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -29,26 +30,33 @@ def measure(
 ) -> list[dict[str, float]]:
     """Shares predicted and measured of several random plans."""
     draw = random.Random(0)
-    rows = []
-    size = tuple(timm.data.resolve_data_config({}, model=model)["input_size"])
     settings = timing.TimingSettings(batch, device, seconds=seconds, min_rounds=5, warmup_rounds=1)
+    rows = []
     for _ in range(plans):
-        sizes = random_sizes(latency.graph, draw)
-        plan = latency.graph.plan({name: range(n) for name, n in sizes.items()})
-        small = plan.apply(model)
-        timed = timing.compare({"dense": model, "pruned": small}, size, settings)["pruned"]
-        predicted = latency.share(sizes)
-        measured = 1 / timed.speedup
-        rows.append(
-            {
-                "macs": plan.macs / latency.graph.macs,
-                "predicted": predicted,
-                "measured": measured,
-                "error": predicted / measured - 1,
-            }
-        )
+        rows.append(measure_one(model, latency, random_sizes(latency.graph, draw), settings))
         click.echo(" ".join(f"{name} {value:.3f}" for name, value in rows[-1].items()), err=True)
     return rows
+
+
+def measure_one(
+    model: nn.Module,
+    latency: LatencyModel,
+    sizes: Mapping[str, int],
+    settings: timing.TimingSettings,
+) -> dict[str, float]:
+    """Shares predicted and measured of the plan that leaves these sizes."""
+    plan = latency.graph.plan({name: range(n) for name, n in sizes.items()})
+    models = {"dense": model, "pruned": plan.apply(model)}
+    images = latency.graph.traced.example[0][0]
+    shape = tuple(images.shape[1:])
+    timed = timing.compare(models, shape, settings)["pruned"]
+    predicted, measured = latency.share(sizes), 1 / timed.speedup
+    return {
+        "macs": plan.macs / latency.graph.macs,
+        "predicted": predicted,
+        "measured": measured,
+        "error": predicted / measured - 1,
+    }
 
 
 def alignments(latency: LatencyModel) -> dict[str, dict[int, float]]:

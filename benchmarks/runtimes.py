@@ -50,9 +50,14 @@ def _eager(model: nn.Module, images: Tensor) -> Forward:
     return model
 
 
-def _compile(model: nn.Module, images: Tensor) -> Forward:
+def check_compiler(images: Tensor) -> None:
+    """Raise `NotHere` where ``torch.compile`` finds no compiler."""
     if images.device.type == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
         raise NotHere("torch.compile needs a C++ compiler for the CPU, and there is none")
+
+
+def _compile(model: nn.Module, images: Tensor) -> Forward:
+    check_compiler(images)
     torch._dynamo.reset()
     return torch.compile(model, dynamic=False)
 
@@ -61,6 +66,7 @@ def _cuda_graph(model: nn.Module, images: Tensor) -> Forward:
     if images.device.type != "cuda":
         raise NotHere("CUDA graphs need a CUDA device")
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())  # which makes the weights and images
     with torch.cuda.stream(stream):
         for _ in range(3):
             model(images)
@@ -68,10 +74,12 @@ def _cuda_graph(model: nn.Module, images: Tensor) -> Forward:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         result = model(images)
+    # the graph reads them where they are: they have to live as long as it
+    read = (model, images)
 
     def replay(_: Tensor) -> object:
         graph.replay()
-        return result
+        return result, read
 
     return replay
 

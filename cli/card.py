@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,12 @@ from huggingface_hub import EvalResult, ModelCardData
 from torch import nn
 
 import depgraph
-from cli.html import template
+from cli import escapes
+from cli.kept import selection_says
 from cli.models import example_inputs
+from cli.output import percent
 from cli.saved import read_record
+from cli.speed import speed_says
 
 
 def parent_licence(model: nn.Module) -> str | None:
@@ -22,18 +26,30 @@ def parent_licence(model: nn.Module) -> str | None:
 
 
 def records(place: Path) -> dict[str, Any]:
-    """What `prune` or `run` wrote down of a saved model; empty where there is nothing.
+    """What `prune`, `finetune` or `run` wrote down of a saved model; empty where there is nothing.
 
     Raises
     ------
     DepgraphError
         When a record is damaged.
     """
-    for path in (place.parent / "result.json", place / "prune.json"):
-        # the result of a run is that of the model that it fine-tuned last
-        if path.exists() and (path.name == "prune.json" or place.name == "pruned"):
-            return read_record(path)
-    return {}
+    run, prune, tuned = (
+        *(place.parent / "result.json", place / "prune.json", place / "finetune.json"),
+    )
+    if place.name == "pruned" and run.exists():  # of the model that it fine-tuned last
+        return read_record(run)
+    record = read_record(prune) if prune.exists() else {}
+    if not tuned.exists():
+        return record
+    later = read_record(tuned)
+    training = {"epochs": len(later.get("history", [])), "best_epoch": later.get("best_epoch")}
+    return {
+        **later,
+        **record,
+        "target_domain": later.get("target_domain"),
+        "pruned": {**record.get("pruned", {}), "accuracy": later.get("accuracy")},
+        "training": {"pruned": training},
+    }
 
 
 def model_card(model: nn.Module, repo: str, licence: str, record: dict[str, Any]) -> str:
@@ -53,6 +69,7 @@ def model_card(model: nn.Module, repo: str, licence: str, record: dict[str, Any]
     str
         Markdown, with the metadata that the hub reads.
     """
+    record = escapes.readable(record)
     cfg = getattr(model, "pretrained_cfg", None) or {}
     # weights that started at random have no parent, whatever timm offers for the name
     origin = record.get("settings", {}).get("origin", record)
@@ -68,13 +85,29 @@ def model_card(model: nn.Module, repo: str, licence: str, record: dict[str, Any]
     )
     example = example_inputs(model)
     plans = depgraph.plans_of(model)
-    return template("card.md.j2").render(
-        metadata=data.to_yaml(),
+    texts = escapes.templates(escapes.markdown)
+    texts.filters |= {
+        "percent": percent,
+        "thousands": "{:,}".format,
+        "fenced": escapes.fenced,
+    }
+    accuracy = record.get("pruned", {}).get("accuracy") or {}
+    target = record.get("target_domain")
+    return texts.get_template("card.md.j2").render(
+        metadata=escapes.Raw(data.to_yaml().strip()),
         repo=repo,
+        use=f"import depgraph\n\nmodel = depgraph.load({json.dumps(f'hf-hub:{repo}')}).eval()",
         licence=licence,
         architecture=cfg.get("architecture") or record.get("model") or type(model).__name__,
         parent=parent,
         record=record,
+        accuracy=accuracy,
+        target=target,
+        sources=[name for name in accuracy if name != target],
+        speed=speed_says(record["speedup"], record.get("speedup_interval"))
+        if record.get("speedup")
+        else None,
+        selection=selection_says(record),
         size=tuple(example.shape[2:]),
         params=sum(parameter.numel() for parameter in model.parameters()),
         macs=depgraph.count_macs(model, example),
@@ -84,14 +117,17 @@ def model_card(model: nn.Module, repo: str, licence: str, record: dict[str, Any]
 
 
 def _results(record: dict[str, Any]) -> list[EvalResult] | None:
-    accuracies = record.get("pruned", {}).get("accuracy", {})
+    accuracies = record.get("pruned", {}).get("accuracy") or {}
     target = record.get("target_domain")
     return [
         EvalResult(
             task_type="image-classification",
-            dataset_type="domain",
-            dataset_name=f"{name} (unseen domain)" if name == target else name,
+            # the hub files results of one type and split under the first one's name
+            dataset_type=name,
+            dataset_name=name,
+            dataset_split="all images" if name == target else "held-out images",
             metric_type="accuracy",
+            metric_name="accuracy, unseen domain" if name == target else "accuracy, source domain",
             metric_value=share,
         )
         for name, share in accuracies.items()

@@ -6,6 +6,7 @@ import io
 import re
 from typing import Any
 
+from markupsafe import escape
 from matplotlib.figure import Figure
 
 INK = "#7d8590"
@@ -18,6 +19,7 @@ STYLE: dict[Any, Any] = {
     "font.size": 10,
     "svg.fonttype": "none",
     "svg.hashsalt": "depgraph-prune",
+    "text.parse_math": False,  # names may have dollars
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.edgecolor": INK,
@@ -35,4 +37,4 @@ def svg(figure: Figure, says: str) -> str:
     figure.savefig(buffer, format="svg", transparent=True, bbox_inches="tight", metadata=nothing)
     text = buffer.getvalue()
     body = re.sub(r"(\.\d\d)\d+", r"\1", re.sub(r"\s*\n\s*", " ", text[text.index("<svg") + 4 :]))
-    return f'<svg role="img" aria-label="{says}"{body}'
+    return f'<svg role="img" aria-label="{escape(says)}"{body}'

@@ -15,15 +15,15 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from cli.drawing import INK, STYLE, WIDTH, svg
+from cli.kept import pruned_says, start
 from domains import DomainData
 
 COLOURS = {"dense": "#4c8dd6", "pruned_only": "#b6a36a", "pruned": "#3fa66a"}
-NAMES = {"dense": "dense", "pruned_only": "pruned, not trained", "pruned": "pruned, fine-tuned"}
 
 
 def accuracy_bars(result: dict[str, Any]) -> str:
     """Accuracy per domain: dense, right after pruning, and fine-tuned again."""
-    target = result["target_domain"]
+    target, says = result["target_domain"], _says(result)
     names = list(result["dense"]["accuracy"])
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 2.6))
@@ -31,7 +31,7 @@ def accuracy_bars(result: dict[str, Any]) -> str:
         for i, (key, colour) in enumerate(COLOURS.items()):
             shares = [100 * result[key]["accuracy"][name] for name in names]
             places = [x + (i - 1) * 0.27 for x in range(len(names))]
-            bars = axes.bar(places, shares, 0.25, color=colour, label=NAMES[key])
+            bars = axes.bar(places, shares, 0.25, color=colour, label=says[key])
             axes.bar_label(bars, fmt="%.0f", fontsize=7.5, padding=1)
         labels = [f"{name}\n(unseen)" if name == target else name for name in names]
         axes.set_xticks(range(len(names)), labels)
@@ -47,6 +47,15 @@ def accuracy_bars(result: dict[str, Any]) -> str:
             handlelength=1.2,
         )
         return svg(figure, "Accuracy on each domain, dense and pruned")
+
+
+def _says(result: dict[str, Any]) -> dict[str, str]:
+    """How the models of a result are called."""
+    return {
+        "dense": "dense",
+        "pruned_only": "pruned, not trained",
+        "pruned": pruned_says(result),
+    }
 
 
 def kept_map(result: dict[str, Any]) -> str:
@@ -83,32 +92,49 @@ def kept_map(result: dict[str, Any]) -> str:
 
 
 def latency_bars(result: dict[str, Any]) -> str:
-    """Median latency and its spread, dense beside pruned."""
+    """Latencies that were paired: the dense median, and the pruned one by the median ratio."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 1.3))
         axes = figure.add_subplot()
         timings = [result[key]["timing"] for key in ("dense", "pruned")]
+        ends = []
         for y, (key, timing) in enumerate(zip(("dense", "pruned"), timings, strict=True)):
-            median, half = timing["latency_ms"], timing["latency_iqr_ms"] / 2
-            axes.barh(y, median, 0.6, color=COLOURS[key])
-            axes.errorbar(median, y, xerr=half, color=INK, capsize=3)
+            middle = timing["latency_ms"]
+            low, high = _spread(result, key)
+            ends.append(high)
+            axes.barh(y, middle, 0.6, color=COLOURS[key])
+            axes.errorbar(middle, y, xerr=[[middle - low], [high - middle]], color=INK, capsize=3)
             axes.annotate(
-                f"{median:.1f} ms",
-                (median + half, y),
+                f"{middle:.1f} ms",
+                (high, y),
                 xytext=(8, 0),
                 textcoords="offset points",
                 va="center",
             )
         axes.set_yticks([0, 1], ["dense", "pruned"])
         axes.invert_yaxis()
-        ends = [t["latency_ms"] + t["latency_iqr_ms"] / 2 for t in timings]
         axes.set_xlim(0, 1.2 * max(ends))
-        axes.set_xlabel("ms a batch, median and interquartile range")
+        axes.set_xlabel("ms a batch; bars: dense, interquartile range; pruned, 95% of the ratio")
         return svg(figure, "Latency of the dense and the pruned model")
 
 
+def _spread(result: dict[str, Any], key: str) -> tuple[float, float]:
+    """Ends of an error bar: of the dense latencies, or of the ratio to them."""
+    timing, interval = result[key]["timing"], result.get("speedup_interval")
+    middle = timing["latency_ms"]
+    if key == "dense" or interval is None:
+        half = timing["latency_iqr_ms"] / 2
+        return max(0.0, middle - half), middle + half
+    dense = result["dense"]["timing"]["latency_ms"]
+    return min(middle, dense / interval[1]), max(middle, dense / interval[0])
+
+
 def training_curves(result: dict[str, Any]) -> str | None:
-    """Validation accuracy on the sources over epochs, before and after pruning."""
+    """Validation accuracy on the sources over epochs, before and after pruning.
+
+    Epoch 0 is the model that a training started from, where that was judged too.
+    """
+    says = _says(result)
     histories = {name: rows for name, rows in result["history"].items() if rows}
     if not histories:
         return None
@@ -116,13 +142,15 @@ def training_curves(result: dict[str, Any]) -> str | None:
         figure = Figure(figsize=(WIDTH, 2.2))
         axes = figure.add_subplot()
         for name, rows in histories.items():
-            epochs = [row["epoch"] for row in rows]
-            shares = [100 * row["val_accuracy"] for row in rows]
+            before = start(result) if name == "pruned" else None
+            epochs = [*([] if before is None else [0]), *(row["epoch"] for row in rows)]
+            judged = [*([] if before is None else [before]), *(r["val_accuracy"] for r in rows)]
+            shares = [100 * accuracy for accuracy in judged]
             # Trainings of a schedule, between the two, are told apart by their lines' names.
             look: dict[str, Any] = (
                 {"color": COLOURS[name]} if name in COLOURS else {"linestyle": "--"}
             )
-            axes.plot(epochs, shares, marker="o", label=NAMES.get(name, name), **look)
+            axes.plot(epochs, shares, marker="o", label=says.get(name, name), **look)
         axes.set_xlabel("epoch")
         axes.set_ylabel("validation accuracy, %")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -9,7 +9,10 @@ from jinja2 import Environment, PackageLoader, Template, select_autoescape
 from plotly.offline import get_plotlyjs
 
 from cli import figures
+from cli.escapes import readable
+from cli.kept import selection_says
 from cli.output import percent
+from cli.speed import PAIRED, speed_says
 from domains import DomainData
 
 
@@ -44,13 +47,17 @@ def report_page(result: dict[str, Any], data: DomainData) -> str:
     str
         HTML that needs no other file and no network.
     """
+    result = readable(result)
     return template("report.html.j2").render(
         result=result,
         accuracy=figures.accuracy_bars(result),
         kept=figures.kept_map(result),
         latency=figures.latency_bars(result),
         curves=figures.training_curves(result),
-        samples=figures.sample_images(data),
+        samples=readable(figures.sample_images(data)),
+        speed=speed_says(result["speedup"], result.get("speedup_interval")).partition(" ")[::2],
+        paired=PAIRED.format(rounds=result["dense"]["timing"]["rounds"]),
+        selection=selection_says(result),
         settings=json.dumps(result["settings"], indent=1),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import traceback
 from importlib.metadata import PackageNotFoundError, version
@@ -9,6 +10,7 @@ from typing import Any
 
 import click
 
+from cli import verbosity
 from cli.commands.bench import bench
 from cli.commands.data import data
 from cli.commands.demo import demo
@@ -39,6 +41,9 @@ class Program(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; exit 1 for a failed run, whatever raised, 130 for Ctrl-C."""
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # a file name may be no UTF-8
+                stream.reconfigure(errors="backslashreplace")
         try:
             return super().invoke(ctx)
         except (KeyboardInterrupt, *FAILURES) as error:
@@ -64,6 +69,7 @@ for command in (
     *(sweep, report, data, export, push_to_hub),
 ):
     program.add_command(command)
+verbosity.add_to(program)
 
 
 def main() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import shlex
 import sys
@@ -17,7 +16,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from cli.escapes import readable
+from cli.verbosity import is_quiet
 from depgraph import DepgraphError
+from depgraph.files import replacing
 from domains.processes import is_main
 
 
@@ -35,13 +37,23 @@ def emit(result: dict[str, Any], as_json: bool, *tables: Table) -> None:
 
 def note(text: str) -> None:
     """A line for people, on standard error, so that ``--json`` stays one object."""
-    if is_main():
+    if is_main() and not is_quiet():
         click.echo(text, err=True)
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
+MACS_NOTE = (
+    "MACs are the multiply-accumulates of one image: matrix products, convolutions, attention "
+    "(queries with keys, weights with values) and recurrent layers. Norms, softmax, biases and "
+    "elementwise work are not in them. Other counters leave out more: docs/macs.md compares some."
+)
+"""What commands say that print MACs."""
+
+
+def table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], note: str | None = None
+) -> Table:
     """A table whose first column is text and whose others are aligned right."""
-    out = Table(title=title, title_justify="left")
+    out = Table(title=title, title_justify="left", caption=note, caption_justify="left")
     for i, column in enumerate(columns):
         out.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
@@ -62,7 +74,7 @@ def write_text(path: Path, text: str) -> None:
     DepgraphError
         When it cannot be written.
     """
-    write_bytes(path, text.encode())
+    write_bytes(path, readable(text).encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -76,13 +88,11 @@ def write_bytes(path: Path, content: bytes) -> None:
     if not is_main():
         return
     check_replaceable(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            temporary.write_bytes(content)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise DepgraphError(
             f"cannot write '{path}': {error.strerror}; choose another place"
         ) from error
@@ -107,7 +117,8 @@ def write_json(path: Path, data: Any) -> None:
 
 def command_line() -> str:
     """How the program was called."""
-    return shlex.join(["depgraph-prune", *sys.argv[1:]])
+    text: str = readable(shlex.join(["depgraph-prune", *sys.argv[1:]]))
+    return text
 
 
 def environment() -> dict[str, Any]:

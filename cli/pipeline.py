@@ -13,7 +13,8 @@ from typing import Any
 from torch import nn
 
 import pruners
-from cli.run_stages import Stages
+from cli.made import check_run_place
+from cli.run_stages import Stages, stage_names
 from cli.settings import RunSettings
 from depgraph import DepgraphError
 from domains import Split, processes
@@ -26,6 +27,7 @@ def run_pipeline(
     out: Path,
     *,
     resume: bool = False,
+    force: bool = False,
     progress: bool = True,
     dense_at: Path | None = None,
     fresh: Callable[[], nn.Module] | None = None,
@@ -45,7 +47,10 @@ def run_pipeline(
         The run's directory, new or empty unless `resume`. Gets the models ``dense``,
         ``pruned-only`` and ``pruned``, and ``result.json``.
     resume : bool
-        Take finished stages as they are, and continue an unfinished one.
+        Take finished stages as they are, and continue an unfinished one. A finished run is left
+        as it is.
+    force : bool
+        Begin anew in a directory that is not empty, over what is called as a run's files are.
     progress : bool
         Bars on standard error.
     dense_at : Path, optional
@@ -71,10 +76,8 @@ def run_pipeline(
         For a directory in use, a stage made with other settings, and whatever a stage refuses.
     """
     processes.join(settings.device)
-    if processes.is_main() and out.is_dir() and any(out.iterdir()) and not resume:
-        raise DepgraphError(
-            f"'{out}' is not empty; choose another --out, or continue it with --resume"
-        )
+    if processes.is_main():
+        check_run_place(out, stage_names(settings), resume=resume, force=force)
     _check_enough(split, settings)
     stages = Stages(model, split, settings, out, progress, dense_at or out, fresh, log, track)
     stages.dense()

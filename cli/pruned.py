@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import depgraph
-from cli.output import emit, environment, table, write_json
+from cli.made import is_record
+from cli.output import MACS_NOTE, emit, environment, table, write_json
 
 
 def report(
@@ -38,9 +39,18 @@ def report(
         **environment(),
     }
     write_json(out / "prune.json", result)
+    if is_record(out / "finetune.json"):  # of the model that was here before
+        (out / "finetune.json").unlink()
+    show(result, as_json)
+
+
+def show(record: dict[str, Any], as_json: bool) -> None:
+    """Print what came of a pruning."""
+    dense, pruned = record["dense"], record["pruned"]
     rows = [
         (name, f"{dense[key]:,}", f"{pruned[key]:,}", f"{pruned[key] / dense[key]:.3f}")
         for name, key in (("parameters", "params"), ("MACs", "macs"))
     ]
-    title = f"{said['model'] or said['checkpoint']} pruned by {said['metric']}, saved in {out}"
-    emit(result, as_json, table(title, ["", "dense", "pruned", "kept"], rows))
+    of, by = record["model"] or record["checkpoint"], record["metric"]
+    title = f"{of} pruned by {by}, saved in {record['out']}"
+    emit(record, as_json, table(title, ["", "dense", "pruned", "kept"], rows, MACS_NOTE))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -67,6 +69,7 @@ def result_row(
         row["predicted_latency_kept"] = cut["predicted_latency_kept"]
     row["pruned_only"] = _accuracies(accuracy["pruned_only"], target)
     row["speedup"] = timings["pruned"].speedup
+    row["speedup_interval"] = list(timings["pruned"].speedup_interval)
     row |= {key: cut[key] for key in ("groups", "scores")}
     row["training"] = {
         "dense": _training(settings.dense, records["dense"], images),
@@ -79,15 +82,29 @@ def result_row(
     return row | environment()
 
 
+def finished_row(path: Path) -> dict[str, Any] | None:
+    """The result that a run wrote; None where there is none, or none that can be read."""
+    try:
+        row = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    parts = ("settings", "dense", "pruned", "pruned_only")
+    whole = isinstance(row, dict) and all(isinstance(row.get(part), dict) for part in parts)
+    return row if whole else None
+
+
 def _training(
     recipe: FinetuneSettings | None, record: Mapping[str, Any], images: int
-) -> dict[str, float]:
-    """What the fine-tuning of a stage took, validation included."""
+) -> dict[str, Any]:
+    """What the fine-tuning of a stage took, validation included, and which epoch was kept."""
     history = record["history"]
     steps = 0 if recipe is None else len(history) * -(-images // recipe.batch_size)
     seconds = sum(epoch["seconds"] for epoch in history)
     speed = {"steps_per_second": steps / seconds} if steps else {}
-    return {"epochs": len(history), "steps": steps, "seconds": seconds, **speed}
+    came_to = (
+        {"best_epoch": record.get("best_epoch"), "start": record.get("start")} if history else {}
+    )
+    return {"epochs": len(history), "steps": steps, "seconds": seconds, **speed, **came_to}
 
 
 def _timings(models: dict[str, nn.Module], settings: RunSettings) -> dict[str, timing.Timing]:

@@ -16,9 +16,10 @@ import depgraph
 import domains
 import pruners
 from cli.cut import cut, pruning
+from cli.made import holds_model
 from cli.models import example_inputs
 from cli.output import note, write_json
-from cli.rows import result_row
+from cli.rows import finished_row, result_row
 from cli.schedules import shrinking_hooks, shrinking_settings
 from cli.settings import RunSettings, deciding
 from cli.stages import stage_record
@@ -39,6 +40,13 @@ def protocol(split: Split, settings: RunSettings) -> dict[str, Any]:
         "train": {domain: len(samples) for domain, samples in split.train.items()},
         "seed": settings.seed,
     }
+
+
+def stage_names(settings: RunSettings) -> list[str]:
+    """The stages of a run, by which its files and directories are called."""
+    between = [f"{kind}-{i}" for i in range(1, settings.schedule.steps) for kind in ("cut", "step")]
+    shrunk = ["shrunk"] if settings.schedule.shrinks else []
+    return ["dense", "dense-accuracy", *between, *shrunk, "pruned-only", "pruned"]
 
 
 class Stages:
@@ -67,6 +75,7 @@ class Stages:
         self.track = track
         self.records: dict[str, dict[str, Any]] = {}
         self.latest = "dense"  # the model that the next cut is made of
+        self.did_something = False
 
     def _stage(
         self,
@@ -75,13 +84,20 @@ class Stages:
         make: Callable[[], dict[str, Any]],
         together: bool = True,
     ) -> None:
+        place = self._place(name)
+        if name != "dense-accuracy" and processes.is_main() and not holds_model(place / name):
+            (place / f"{name}.json").unlink(missing_ok=True)  # its model is gone
         self.records[name] = stage_record(
-            self._place(name) / f"{name}.json",
+            place / f"{name}.json",
             made_with,
             make,
             together=together,
-            begin=lambda: self.log(f"{name} ..."),
+            begin=lambda: self._begin(name),
         )
+
+    def _begin(self, name: str) -> None:
+        self.did_something = True
+        self.log(f"{name} ...")
 
     def _place(self, name: str) -> Path:
         return self.dense_at if name.startswith("dense") else self.out
@@ -113,9 +129,14 @@ class Stages:
                 teacher=teacher,
                 hooks=hooks,
                 on_epoch=on_epoch,
+                name=name,
             )
         self._save(model, name)
-        return {"history": list(trained.history), "best_epoch": trained.best_epoch}
+        return {
+            "history": list(trained.history),
+            "best_epoch": trained.best_epoch,
+            "start": trained.start,
+        }
 
     def _save(self, model: nn.Module, name: str) -> None:
         if processes.is_main():
@@ -254,7 +275,11 @@ class Stages:
         )
 
     def result(self, more: Mapping[str, Any]) -> dict[str, Any]:
-        """Accuracies, sizes and speeds, as one row."""
+        """Accuracies, sizes and speeds, as one row; that of a finished run as it was written."""
+        before = finished_row(self.out / "result.json")
+        asked = json.loads(json.dumps(self.settings.plain()))
+        if before is not None and before["settings"] == asked and not self.did_something:
+            return before
         start = time.perf_counter()
         names = {"dense": "dense", "pruned_only": "pruned-only", "pruned": "pruned"}
         models = {key: self._load(name) for key, name in names.items()}

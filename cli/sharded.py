@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import depgraph
-from cli.pruned import report
+from cli.made import holds_model, is_record
+from cli.pruned import report, show
+from cli.saved import read_record
 from cli.structures import load_structure
+from cli.verbosity import progress
+from depgraph.checkpoint import Checkpoint
 from domains import progress_bar
 from pruners.sharded import prune_checkpoint
 
@@ -43,7 +48,22 @@ def prune_sharded(
         Arguments of `pruners.allocate`.
     """
     model, inputs = load_structure(checkpoint, model_name, **structure)
-    with progress_bar(not as_json) as bar:
+    asked = {
+        "model": model_name,
+        "checkpoint": str(checkpoint),
+        "metric": metric,
+        "seed": seed,
+        **{name: value for name, value in choices.items() if name != "latency"},
+        "arguments": structure,
+        "files": Checkpoint(checkpoint).identity(),
+    }
+    record = out / "prune.json"
+    if resume and is_record(record) and holds_model(out):
+        before = read_record(record)
+        if all(before.get(key) == value for key, value in json.loads(json.dumps(asked)).items()):
+            show(before, as_json)
+            return
+    with progress_bar(progress(as_json)) as bar:
         tasks = {stage: bar.add_task(f"{stage} (MiB)", total=None) for stage in ("score", "slice")}
 
         def tell(stage: str, done: int, total: int) -> None:
@@ -65,6 +85,4 @@ def prune_sharded(
         "params": sum(p.numel() for p in model.parameters()),
         "macs": depgraph.count_macs(model, inputs),
     }
-    said = {"model": model_name, "checkpoint": str(checkpoint), "max_memory": max_memory}
-    choices = {name: value for name, value in choices.items() if name != "latency"}
-    report(out, {**said, "metric": metric, **choices, "seed": seed}, plan, dense, as_json)
+    report(out, {**asked, "max_memory": max_memory}, plan, dense, as_json)

@@ -55,11 +55,11 @@ class Arguments:
     def _look(self, value: Any) -> Any:
         kind = type(value)
         if kind is Tensor:
-            node, known = self._seen(value)
+            node = self._seen(value)
             # which are one tensor, or of one node, a forward or its graph may depend on
             places = [self._order.setdefault(key, len(self._order)) for key in (id(value), node)]
             self.tensors.append(value)
-            return (*places, known, *looks(value))
+            return (*places, *looks(value))
         if kind is tuple:
             return (kind, tuple([self._look(item) for item in value]))
         if kind in (list, dict, set):
@@ -176,6 +176,15 @@ def names_in(first: nn.Module, second: nn.Module, name_of: dict[int, str]) -> di
 
 
 def writes(node: fx.Node) -> bool:
-    """Whether an op writes to memory that it was given."""
+    """Whether an op writes to memory that it was given, running statistics among it."""
     schema = getattr(node.target, "_schema", None)
-    return schema is not None and schema.is_mutable
+    if schema is None:
+        return False
+    if schema.name in _UPDATING:
+        statistics, training = node.args[3], node.args[5]
+        return statistics is not None and bool(training)
+    return schema.is_mutable
+
+
+_UPDATING = ("aten::batch_norm", "aten::instance_norm")
+"""Ops that update the statistics that they are given, in training."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import keyword
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from depgraph._given import Given, GivenTensor, Symbol, spelled
+from depgraph.trace import Trace
 
 Fits = Callable[..., bool]
 
@@ -54,6 +55,21 @@ class Conditions:
             self._need(f"{attribute(name, 'training')} is {mode}")
         for name, dtype in types:
             self._need(f"{attribute(name, 'dtype')} is {self._hold(dtype)}")
+
+    def values(self, given: Given, trace: Trace, buffers: Mapping[str, Tensor]) -> None:
+        """Ask for the values that the forward has looked at, in inputs and buffers."""
+        asked = {node for read in trace.reads for node in (*read.inputs, *read.buffers)}
+        names = {node: name for name, node in trace.tensors.items()}
+        for node, tensor in zip(trace.inputs, given.tensors.values(), strict=True):
+            if node in asked and tensor.value is not None:
+                self._need_equal(spelled(tensor.places[0]), tensor.value)
+        for node in asked - set(trace.inputs):
+            module, _, key = names[node].rpartition(".")
+            self._need_equal(attribute(module, key), buffers[names[node]])
+
+    def _need_equal(self, text: str, value: Tensor) -> None:
+        held = self._hold(value.detach().cpu().clone())
+        self._need(f"{self._hold(_equal)}({text}, {held})")
 
     def guards(self, guards: Iterable[str]) -> None:
         """Ask for conditions on the symbols."""
@@ -128,6 +144,11 @@ def attribute(module: str, name: str) -> str:
 def same_value(value: Any, expected: Any) -> bool:
     """Whether an argument that is no tensor is the one that a forward was written for."""
     return value is expected or (type(value) is type(expected) and bool(value == expected))
+
+
+def _equal(value: Tensor, expected: Tensor) -> bool:
+    """Whether a tensor holds what it did when a forward was written; on meta, where none does."""
+    return value.is_meta or torch.equal(value.detach().cpu(), expected)
 
 
 def _is_int(value: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import fx
@@ -33,7 +33,20 @@ class Dead:
     tensors: frozenset[str] = frozenset()
 
 
-def find_dead(p: Propagation, emptied: Iterable[Atom]) -> Dead:
+def find_dead_in_modes(
+    modes: Sequence[Propagation], emptied: Iterable[Atom]
+) -> dict[Propagation, Dead]:
+    """For the walk of each mode, what is dead there, of the modules that no mode needs."""
+    emptied = frozenset(emptied)
+    dead = {p: find_dead(p, emptied) for p in modes}
+    every = [found.modules for found in dead.values()]
+    needed = frozenset().union(*every) - frozenset.intersection(*every)
+    return {p: find_dead(p, emptied, needed) for p in modes} if needed else dead
+
+
+def find_dead(
+    p: Propagation, emptied: Iterable[Atom], needed_elsewhere: Collection[str] = ()
+) -> Dead:
     """The modules with parameters of their own that compute nothing anyone needs.
 
     Parameters
@@ -42,6 +55,8 @@ def find_dead(p: Propagation, emptied: Iterable[Atom]) -> Dead:
         After its run.
     emptied : iterable of Atom
         Of which no unit is left.
+    needed_elsewhere : collection of str
+        Modules that stay.
 
     Returns
     -------
@@ -60,7 +75,9 @@ def find_dead(p: Propagation, emptied: Iterable[Atom]) -> Dead:
         if any(name.startswith(f"{outer}.") for outer in modules):
             continue
         made = {node for call in calls for node in p.trace.nodes[call.start : call.end]}
-        if not name or not made.isdisjoint(needed) or not all(_passes_on(p, c) for c in calls):
+        if not name or name in needed_elsewhere or not made.isdisjoint(needed):
+            continue
+        if not all(_passes_on(p, c) for c in calls):
             continue
         own = {key: node for key, node in p.trace.tensors.items() if key.startswith(f"{name}.")}
         if own and all(node.users.keys() <= made for node in own.values()):

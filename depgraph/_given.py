@@ -21,6 +21,7 @@ from depgraph._alike import UnlikeError, plain_key
 from depgraph._calls import Unread
 from depgraph._meta import META
 from depgraph._symbols import Symbols
+from depgraph._values import tells_how
 from depgraph.axes import Atom, Axis, Concat, axis_atoms, axis_size
 from depgraph.errors import DepgraphError
 
@@ -47,6 +48,15 @@ class Symbol:
     kept: int = 1
 
 
+@dataclass(frozen=True)
+class Example:
+    """Arguments of the dense module, and what tensors among them hold, by identity."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    known: dict[int, Tensor]
+
+
 @dataclass
 class GivenTensor:
     """A tensor among the arguments, perhaps at several places.
@@ -63,6 +73,10 @@ class GivenTensor:
         In terms of atoms that are new for this call.
     order : tuple of int
         Dimensions by falling stride.
+    unread : bool
+        Whether nothing reads the tensor.
+    value : Tensor or None
+        What the forward may ask for: integers and masks, where they are at hand.
     """
 
     places: list[Path]
@@ -72,6 +86,7 @@ class GivenTensor:
     axes: list[Axis]
     order: tuple[int, ...]
     unread: bool = False
+    value: Tensor | None = None
 
 
 @dataclass
@@ -105,14 +120,21 @@ class Given:
         """All that is no container, with the keys that lead there."""
         return leaves_of(dict(self.bound.arguments))
 
-    def example(self, symbols: Symbols | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Arguments of the dense module on the meta device, with symbols where there are some."""
+    def example(self, symbols: Symbols | None = None) -> Example:
+        """Arguments of the dense module on the meta device, with symbols where there are some.
+
+        Without symbols, tensors that say how to read the others (masks, integers) are themselves.
+        """
         numbers = [size if symbols is None else symbols.new(size) for size in self.hints]
 
         def size(dim: int | Symbol) -> Any:
             return dim if isinstance(dim, int) else numbers[dim.number] * dim.dense
 
-        made = {key: _made(given, size) for key, given in self.tensors.items()}
+        made = {
+            key: given.value if symbols is None and given.value is not None else _made(given, size)
+            for key, given in self.tensors.items()
+        }
+        known = {id(made[key]): given.value for key, given in self.tensors.items()}
         flat, spec = pytree.tree_flatten(dict(self.bound.arguments))
         paths = [path for path, _ in self.leaves()]
         values: list[Any] = []
@@ -125,7 +147,8 @@ class Given:
                 values.append(leaf if is_plain(leaf) else copy.deepcopy(leaf))
         bound = copy.copy(self.bound)
         bound.arguments = pytree.tree_unflatten(values, spec)
-        return bound.args, bound.kwargs
+        held = {key: value for key, value in known.items() if value is not None}
+        return Example(bound.args, bound.kwargs, held)
 
     @property
     def key(self) -> Any:
@@ -242,7 +265,19 @@ class Reader:
             new.append(made[2])
         strides = leaf.stride() if leaf.layout is torch.strided else ()
         order = sorted(range(len(strides)), key=lambda dim: -strides[dim])
-        return GivenTensor([path], leaf.dtype, tuple(sizes), tuple(dims), new, tuple(order))
+        whole = not leaf.is_meta and tells_how(leaf) and not any(map(self._is_cut, known))
+        return GivenTensor(
+            [path],
+            leaf.dtype,
+            tuple(sizes),
+            tuple(dims),
+            new,
+            tuple(order),
+            value=leaf if whole else None,
+        )
+
+    def _is_cut(self, axis: Axis | None) -> bool:
+        return any(atom in self._kept for atom in axis_atoms(axis or ()))
 
     def _dim(
         self,

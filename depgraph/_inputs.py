@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor
 
 
-def input_spec(example: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
-    """Example inputs as plain data: shapes and dtypes in place of tensors."""
+def input_spec(
+    example: tuple[tuple[Any, ...], dict[str, Any]], read: Collection[int] = frozenset()
+) -> Any:
+    """Example inputs as plain data: shapes and dtypes in place of tensors.
+
+    Parameters
+    ----------
+    example : tuple of (args, kwargs)
+    read : collection of int
+        Places, among the tensors of the example, of those whose values the forward reads; these go
+        into the data too.
+    """
     args, kwargs = example
-    return _described(kwargs) if kwargs else _described(list(args))
+    places = count()
 
+    def described(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            spec = {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+            return {**spec, "values": value.tolist()} if next(places) in read else spec
+        if isinstance(value, (list, tuple)):
+            return [described(item) for item in value]
+        if isinstance(value, Mapping):
+            return {"items": {name: described(item) for name, item in value.items()}}
+        return value
 
-def _described(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
-    if isinstance(value, (list, tuple)):
-        return [_described(item) for item in value]
-    if isinstance(value, Mapping):
-        return {"items": {name: _described(item) for name, item in value.items()}}
-    return value
+    spec = described(list(args))
+    return described(kwargs) if kwargs else spec
 
 
 def example_from_spec(spec: Any) -> Any:
@@ -32,5 +46,8 @@ def example_from_spec(spec: Any) -> Any:
     if isinstance(spec, dict) and "items" in spec:
         return {name: example_from_spec(item) for name, item in spec["items"].items()}
     if isinstance(spec, dict):
-        return torch.empty(spec["shape"], dtype=getattr(torch, spec["dtype"]), device="meta")
+        dtype = getattr(torch, spec["dtype"])
+        if "values" in spec:
+            return torch.tensor(spec["values"], dtype=dtype).reshape(spec["shape"])
+        return torch.empty(spec["shape"], dtype=dtype, device="meta")
     return spec

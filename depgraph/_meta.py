@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from depgraph._shapes import quick_result
+from depgraph._shapes import grouped_result, quick_result
 
 META = torch.device("meta")
 CPU = torch.device("cpu")
@@ -15,6 +17,8 @@ CPU = torch.device("cpu")
 
 def meta_result(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """What an op makes of meta tensors."""
+    if func is torch.ops.aten._grouped_mm.default:
+        return grouped_result(*args, **kwargs)
     quick = quick_result(func, args, kwargs)
     if quick is not None:
         return quick
@@ -49,13 +53,20 @@ _MODES = torch._C.DispatchKeySet(torch._C.DispatchKey.PreDispatch) | torch._C.Di
 )
 
 
-def copied_unseen(tensor: Tensor) -> Tensor:
-    """Another tensor that looks like one, made past whatever watches torch's calls and ops."""
+@contextmanager
+def unseen() -> Iterator[None]:
+    """Run past whatever watches torch's calls and ops."""
     with (
         torch._C.DisableTorchFunction(),
         torch._C._ExcludeDispatchKeyGuard(_MODES),
         torch._C._DisablePythonDispatcher(),
     ):
+        yield
+
+
+def copied_unseen(tensor: Tensor) -> Tensor:
+    """Another tensor that looks like one, made past whatever watches torch's calls and ops."""
+    with unseen():
         return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=META)
 
 

@@ -53,7 +53,8 @@ def _is_same(module: nn.Module, call: ModuleCall) -> bool:
     args, kwargs = pytree.tree_map_only(fx.Node, lambda node: node.meta["val"], (args, kwargs))
     found = []
     for training in (False, True):
-        copy = structural_copy(module).train(training)
+        copy = structural_copy(module)
+        copy.train(training)  # which need not give the module back
         try:
             traced = trace_forward(copy, args, kwargs)
         except TraceError:

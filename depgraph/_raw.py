@@ -6,36 +6,55 @@ both, node by node.
 
 from __future__ import annotations
 
-from math import prod
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from depgraph._meta import CPU, META, creates
-from depgraph._recorder import READS, SMALL, Recorder
-from depgraph._symbols import SYMBOLIC, hint, pin
+from depgraph._meta import META, creates
+from depgraph._recorder import Recorder
+from depgraph._symbols import hint, pin
 
 
 class RawRecorder(Recorder):
-    """A graph in the making whose numbers may be symbols."""
+    """A graph in the making whose numbers may be symbols.
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._decided_by: dict[fx.Node, list[Any]] = {}
+    Parameters
+    ----------
+    answers : mapping
+        To what cannot be known, by where it is asked.
+    known : mapping of int to Tensor
+        What inputs hold, by the identity of what stands for them.
+    """
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func in READS and isinstance(args[0], Tensor) and args[0].is_meta:
-            for symbol in self._decided_by.get(self.node(args[0]), ()):
-                pin(symbol)  # the program goes on with a number that these decide
-        return super().__torch_dispatch__(func, types, args, kwargs)
+    can_repeat = False
+
+    def __init__(self, answers: Mapping[Any, bool], known: Mapping[int, Tensor]) -> None:
+        super().__init__(answers)
+        self._known = known
+
+    def number(self, value: Any) -> Any:
+        """A number for a symbolic one, without a guard: `_note_read` asks for it."""
+        return hint(value)
 
     def node(self, value: Any) -> Any:
         """The node that made a tensor; any other value as it is, the meta device too."""
         return super().node(value) if isinstance(value, Tensor) else value
+
+    def input(self, tensor: Tensor) -> Tensor:
+        """Meta tensor that takes the place of an input."""
+        value = super().input(tensor)
+        if id(tensor) in self._known:
+            self.values.know(self.node(value), self._known[id(tensor)])
+        return value
+
+    def _note_read(self, tensor: Any, answer: Any) -> None:
+        super()._note_read(tensor, answer)
+        found = self.values.of(self.node(tensor)) if isinstance(tensor, Tensor) else None
+        for node in found[1] if found is not None else ():
+            _pin_all(node)
 
     def _run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         if creates(func):
@@ -49,32 +68,18 @@ class RawRecorder(Recorder):
                 # a kernel that knows numbers only: right at these sizes, as a guard then says
                 return func(*self._map(args, _concrete), **self._map_values(kwargs, _concrete))
 
-    def _compute(self, node: fx.Node) -> None:
-        func: Any = node.target
-        operands = node.all_input_nodes
-        known = all(operand in self.known for operand in operands)
-        if func._schema.is_mutable and not known:
-            self.known.clear()
-        random = torch.Tag.nondeterministic_seeded in func.tags
-        if not known or random or prod(map(hint, node.meta["val"].shape)) > SMALL:
-            return
 
-        def real(value: Any) -> Any:
-            if isinstance(value, fx.Node):
-                return self.known[value]
-            return CPU if isinstance(value, torch.device) else hint(value)
-
-        args, kwargs = self._map(node.args, real), self._map_values(dict(node.kwargs), real)
-        self.known[node] = func(*args, **kwargs)
-        numbers = pytree.tree_leaves((node.args, dict(node.kwargs)))
-        own = [value for value in numbers if isinstance(value, SYMBOLIC)]
-        inherited = (symbol for x in operands for symbol in self._decided_by.get(x, ()))
-        self._decided_by[node] = [*own, *inherited]
+def _pin_all(node: fx.Node) -> None:
+    """Guards that the numbers and sizes of a node are those of the example."""
+    for value in pytree.tree_leaves((node.args, dict(node.kwargs), node.meta.get("val"))):
+        _concrete(value)
 
 
 def _concrete(value: Any) -> Any:
     """A tensor or number at the sizes of the example, which become guards."""
     if not isinstance(value, Tensor):
         return pin(value)
+    if not value.is_meta:
+        return value
     size, stride = map(pin, value.shape), map(pin, value.stride())
     return torch.empty_strided(tuple(size), tuple(stride), dtype=value.dtype, device=META)

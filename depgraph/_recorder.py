@@ -9,7 +9,7 @@ any other op is remembered by its arguments' shapes.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -37,19 +37,40 @@ from depgraph._modules import named_modules
 from depgraph._nodes import NodeMaker
 from depgraph._repeats import Repeats
 from depgraph._shapes import quick_write
-from depgraph._source import source_line
-from depgraph._unread import alive_nodes, without_unread
+from depgraph._source import source_line, source_stack
+from depgraph._unread import Unread, alive_nodes, with_unread, without_unread
+from depgraph._values import (
+    Read,
+    Values,
+    decides_by_values,
+    deciding,
+    reads_values,
+    tells_how,
+    tells_truth,
+)
 from depgraph._watch import can_be_watched, plain_call, watched
 
-READS = {
-    torch.ops.aten._local_scalar_dense.default,
-    torch.ops.aten.item.default,
-    torch.ops.aten.is_nonzero.default,
-    torch.ops.aten.equal.default,
-}
-"""Ops that give the program a tensor's value."""
-SMALL = 1 << 16
-"""Elements of a tensor of positions or of a mask that is still worth computing."""
+_NONE: Mapping[Any, bool] = {}
+_HINTS = {torch.ops.aten.repeat_interleave.self_int: "output_size"}
+"""Arguments that only repeat what follows from the others, and that a cut would make wrong."""
+
+
+class UnknownValue(RuntimeError):
+    """The forward asks for a value that differs from call to call."""
+
+
+class UnknownTruth(UnknownValue):
+    """The same, of something that is true or false.
+
+    Attributes
+    ----------
+    where : object
+        Which code asked.
+    """
+
+    def __init__(self, where: Any) -> None:
+        super().__init__()
+        self.where = where
 
 
 class Recorder(ProxyTorchDispatchMode):
@@ -63,27 +84,40 @@ class Recorder(ProxyTorchDispatchMode):
         Tensors that the forward holds without having registered them.
     calls : list of ModuleCall
         Module calls that have ended.
-    known : dict of fx.Node to Tensor
-        Values that depend on no input.
+    values : Values
+        What tensors hold, where the forward asks.
+    reads : list of Read
+        What the forward asked for, of what its caller may change.
+    read_from : list of frozenset of fx.Node
+        All nodes that each value follows from that the forward has asked for.
     node_of : dict of int to fx.Node
         What made each tensor, by its identity.
     written : list of (Tensor, fx.Node, fx.Node)
         Tensors that an op gave back as its result, the node that they were from and the new one.
+    unread : Unread or None
+        After the end: the forward with the ops whose results nobody reads, where there are some.
     """
+
+    can_repeat = True
+    """Whether a call that is alike an earlier one may be recorded without its forward."""
 
     # torch admits only its own proxy mode to the PreDispatch key; all of its behaviour is replaced.
 
-    def __init__(self) -> None:
+    def __init__(self, answers: Mapping[Any, bool] = _NONE) -> None:
         super().__init__(PythonKeyTracer(), "real", pre_dispatch=True)
         self.make = NodeMaker()
         self.graph = self.make.graph
         self.nodes: list[fx.Node] = []
         self.inputs: list[fx.Node] = []
+        self.held: dict[str, tuple[Any, ...]] = {}  # where modules hold constants
         self.constants: dict[str, Tensor] = {}
         self.calls: list[ModuleCall] = []
         self.node_of: dict[int, fx.Node] = {}
         self._made: dict[int, fx.Node] = {}
-        self.known: dict[fx.Node, Tensor] = {}
+        self.values = Values(self.nodes, self.number)
+        self.reads: list[Read] = []
+        self.read_from: list[frozenset[fx.Node]] = []
+        self._answers = answers  # to what cannot be known, by where it is asked
         self._alive: list[Any] = []  # an id must not be given to a second tensor
         self._stand_ins: dict[int, Tensor] = {}
         self._given: dict[int, Tensor] = {}
@@ -95,6 +129,11 @@ class Recorder(ProxyTorchDispatchMode):
         self.mode_readers: set[str] = set()  # modules that ran when some module's mode was read
         self.modes_read: set[tuple[str, str]] = set()  # the module that ran, and whose mode it was
         self.running: Any = None  # the op that was called last
+        self.unread: Unread | None = None
+
+    def number(self, value: Any) -> Any:
+        """A number or size as an op that runs for real takes it."""
+        return value
 
     @property
     def current(self) -> str:
@@ -107,7 +146,10 @@ class Recorder(ProxyTorchDispatchMode):
         if not tensor.is_meta:
             self._device = tensor.device
         self._stand_ins[id(tensor)] = value
-        return self._note(self.make.placeholder(name), value)
+        node = self._note(self.make.placeholder(name), value)
+        if not isinstance(tensor, nn.Parameter):
+            self.values.know(node, tensor)
+        return node
 
     def stand_in(self, tensor: Tensor) -> Tensor:
         """Meta tensor that takes the place of a registered parameter or buffer."""
@@ -120,6 +162,8 @@ class Recorder(ProxyTorchDispatchMode):
         value = self._given[id(tensor)] = on_meta(tensor)
         placeholder = self.make.placeholder(f"input_{len(self.inputs)}")
         self.inputs.append(self._note(placeholder, value))
+        if tells_how(tensor):
+            self.values.know(placeholder, tensor)
         return value
 
     @contextmanager
@@ -168,10 +212,11 @@ class Recorder(ProxyTorchDispatchMode):
         leaves = pytree.tree_leaves(plain(output))
         outputs = tuple(self.node(leaf) for leaf in leaves if isinstance(leaf, Tensor))
         last = self.graph.output(outputs)
-        alive = alive_nodes(self.nodes, (last, *outputs))
+        alive = alive_nodes(self.nodes, (last, *outputs, *(read.node for read in self.reads)))
         if len(alive) == len(self.nodes) + 1:
             return outputs, (*self.nodes, last), self.calls
         calls = without_unread(self.calls, self.nodes, alive)
+        self.unread = with_unread(self.nodes, self.calls)
         for node in reversed(self.nodes):
             if node not in alive:
                 self.graph.erase_node(node)
@@ -190,46 +235,93 @@ class Recorder(ProxyTorchDispatchMode):
         if not is_traced((args, kwargs)) and not creates(func):
             # on constants alone: computed for real, wherever the model thinks that it runs
             return func(*self._map(args, off_meta), **self._map_values(kwargs, off_meta))
-        if func in READS and self.node(args[0]) in self.known:
-            return func(self.known[self.node(args[0])])
+        if reads_values(func):
+            return self._answer(func, args, kwargs)
         node_args = self._map(args, self.node)
         node_kwargs = self._map_values(kwargs, self.node)
-        result = self._run(func, self._map(args, to_meta), self._map_values(kwargs, to_meta))
+        node_kwargs.pop(_HINTS.get(func, ""), None)
+        result = self._result(func, args, kwargs)
         if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(result)):
             return result
         node = self.make.call(func, node_args, node_kwargs)
         node.meta["source"] = source_line()
         node.meta["grad"] = torch.is_grad_enabled()
         self._note(node, result)
-        if isinstance(result, Tensor):
-            self._compute(node)
+        if func._schema.is_mutable:
+            self.values.wrote()
         if isinstance(result, (tuple, list)):
             for i, item in enumerate(result):
                 if isinstance(item, Tensor):
                     self._note(self.make.call(operator.getitem, (node, i)), item)
         return result
 
-    def _compute(self, node: fx.Node) -> None:
-        """Note the value of a small tensor that depends on no input, for branches on it.
+    def _answer(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """What an op that reads a tensor gives."""
+        found = [self._value(x) for x in args if isinstance(x, Tensor)]
+        if None not in found:
+            values = iter(found)
+            answer = func(*(next(values) if isinstance(x, Tensor) else x for x in args), **kwargs)
+            for tensor in args:
+                self._note_read(tensor, answer)
+            return answer
+        if not tells_truth(func, args):
+            raise UnknownValue
+        where = source_stack()
+        if where not in self._answers:
+            raise UnknownTruth(where)
+        self.read_from.append(frozenset(self.inputs))
+        return self._answers[where]
 
-        Positions and masks are made of sizes alone, and code looks at them.
+    def value_of(self, tensor: Tensor) -> Tensor:
+        """What a tensor of the trace holds, for the forward to go on with.
+
+        Raises
+        ------
+        UnknownValue
         """
-        func: Any = node.target
-        known = all(operand in self.known for operand in node.all_input_nodes)
-        if func._schema.is_mutable and not known:
-            self.known.clear()  # something known may have been written to
-        random = torch.Tag.nondeterministic_seeded in func.tags
-        if not known or random or node.meta["val"].numel() > SMALL:
+        value = self._value(tensor)
+        if value is None:
+            raise UnknownValue
+        self._note_read(tensor, value)
+        return value
+
+    def _value(self, tensor: Tensor) -> Tensor | None:
+        if not tensor.is_meta:
+            return tensor
+        found = self.values.of(self.node(tensor))
+        return None if found is None else found[0]
+
+    def _note_read(self, tensor: Any, answer: Any) -> None:
+        found = self.values.of(self.node(tensor)) if isinstance(tensor, Tensor) else None
+        if found is None or not tensor.is_meta:
             return
+        self.read_from.append(found[1])
+        given = [node for node in found[1] if node.op == "placeholder"]
+        if given:
+            inputs = frozenset(given).intersection(self.inputs)
+            buffers = frozenset(given).difference(inputs)
+            read = Read(self.node(tensor), answer, self.current, source_line(), inputs, buffers)
+            self.reads.append(read)
+
+    def _result(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """What an op gives on meta, its shape computed from values where it follows from them."""
+        by_values = decides_by_values(func) and deciding(func, args, kwargs)
+        try:
+            return self._run(func, self._map(args, to_meta), self._map_values(kwargs, to_meta))
+        except (RuntimeError, NotImplementedError):
+            if not by_values or any(self._value(x) is None for x in by_values):
+                raise
+        for tensor in by_values:
+            self._note_read(tensor, self._value(tensor))
 
         def real(value: Any) -> Any:
-            if isinstance(value, fx.Node):
-                return self.known[value]
+            if isinstance(value, Tensor):
+                known = self._value(value)
+                return torch.zeros_like(value, device=CPU) if known is None else known
             return CPU if isinstance(value, torch.device) else value
 
-        args = self._map(node.args, real)
-        kwargs = self._map_values(dict(node.kwargs), real)
-        self.known[node] = func(*args, **kwargs)
+        result = func(*self._map(args, real), **self._map_values(kwargs, real))
+        return mapped(result, to_meta)
 
     def _map_values(self, kwargs: dict[str, Any], function: Callable[[Any], Any]) -> dict[str, Any]:
         return {name: self._map(value, function) for name, value in kwargs.items()}
@@ -259,12 +351,14 @@ class Recorder(ProxyTorchDispatchMode):
         if not isinstance(value, Tensor):
             return self._device if value == META else value
         if id(value) not in self.node_of and value.is_meta:
+            if value.untyped_storage()._cdata not in self._made:
+                raise RuntimeError("it uses a tensor that was made out of sight of the trace")
             self.node_of[id(value)] = self._made[value.untyped_storage()._cdata]
             self._alive.append(value)
         elif id(value) not in self.node_of:
             name = f"constant_{len(self.constants)}"
             self.constants[name] = value
-            self.known[self._note(self.make.get_attr(name), value)] = value
+            self.values.know(self._note(self.make.get_attr(name), value), value)
         return self.node_of[id(value)]
 
     def _note(self, node: fx.Node, value: Any) -> fx.Node:

@@ -67,14 +67,14 @@ class Repeats:
         self._used[id(block.module)] = (block.module, number)
         return self._repeat(block, module, given)
 
-    def _seen(self, tensor: Tensor) -> tuple[fx.Node, Any]:
-        """The node of a tensor, and what tells apart those on whose values a forward may branch."""
+    def _seen(self, tensor: Tensor) -> fx.Node:
+        """The node of a tensor."""
         if not tensor.is_meta:
             raise UnlikeError
         node = self._recorder.node(tensor)
         if node.op == "placeholder" and node not in self._recorder.inputs:
             raise UnlikeError  # a parameter, which may be the module's own as well
-        return node, node if node in self._recorder.known else None
+        return node
 
     def _first(
         self, key: Any, name: str, module: nn.Module, args: Any, kwargs: Any, given: Arguments
@@ -82,6 +82,7 @@ class Repeats:
         """Record a call, for others to be like it where it can be repeated."""
         recorder = self._recorder
         changes, written = self._changes, len(recorder.written)
+        reads = len(recorder.read_from)
         start, calls = len(recorder.nodes), len(recorder.calls)
         before = [recorder.node(tensor) for tensor in given.tensors]
         source = source_line()
@@ -89,6 +90,9 @@ class Repeats:
         if changes != self._changes or _has_any_global_hook():
             return output
         outside = _Outside(recorder, module, given, before, recorder.written[written:])
+        inside = set(recorder.nodes[start:])
+        if not all(map(inside.issuperset, recorder.read_from[reads:])):
+            return output  # it may do other things for other values
         with contextlib.suppress(UnlikeError):
             if not given.can_change or Arguments(args, kwargs, self._seen).key == given.key:
                 self._blocks[key] = outside.block(start, recorder.calls[calls:], output, source)
@@ -101,7 +105,7 @@ class Repeats:
         new = {node: recorder.node(outside[kind][i]) for node, (kind, i) in block.roles.items()}
         here, source = len(recorder.nodes), source_line()
         if block.writes:
-            recorder.known.clear()
+            recorder.values.wrote()
         for node in block.nodes:
             args, kwargs = map_arg((node.args, dict(node.kwargs)), new.__getitem__)
             again = new[node] = recorder.make.call(node.target, args, kwargs)
@@ -222,7 +226,7 @@ class _Outside:
 
         def made(tensor: Tensor) -> fx.Node | None:
             node = recorder.node_of.get(id(tensor))
-            return node if node in inside and node not in recorder.known else None
+            return node if node in inside else None
 
         result = output_of(output, made, self._role_of)
         writing = any(map(writes, nodes))

@@ -44,6 +44,50 @@ def quick_result(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Tens
     return torch.empty(result, dtype=first.dtype, device="meta")
 
 
+def grouped_result(
+    a: Tensor, b: Tensor, offs: Tensor | None = None, bias: Any = None, out_dtype: Any = None
+) -> Tensor:
+    """The result of a matrix product by groups, also of float32, which torch's own kernel refuses.
+
+    Parameters
+    ----------
+    a, b, offs, bias, out_dtype
+        As of ``torch.nn.functional.grouped_mm``.
+
+    Returns
+    -------
+    Tensor
+        On the meta device; rows begin at multiples of 16 bytes, as torch lays them out.
+
+    Raises
+    ------
+    RuntimeError
+        Where torch's kernels refuse the operands.
+    """
+    each = ROW_BYTES // a.element_size()
+    if a.dtype != b.dtype or a.dtype not in GROUPED_DTYPES or a.shape[-1] != b.shape[-2]:
+        raise RuntimeError(f"no product by groups of {_said(a)} and {_said(b)}")
+    for x in (a, b):
+        if 1 not in x.stride()[-2:] or max(x.stride()[-2:]) % each:
+            raise RuntimeError(
+                f"a product by groups wants rows in multiples of {ROW_BYTES} bytes, not {_said(x)}"
+            )
+    lead = a.shape[:1] if a.dim() == b.dim() == 3 else offs.shape if a.dim() == b.dim() else ()  # type: ignore[union-attr]
+    sizes = [*lead, a.shape[-2], b.shape[-1]]
+    row = -(-sizes[-1] // each) * each
+    strides = [sizes[-2] * row, row, 1][-len(sizes) :]
+    return torch.empty_strided(sizes, strides, dtype=out_dtype or a.dtype, device="meta")
+
+
+ROW_BYTES = 16
+"""Rows of the operands of a product by groups are multiples of this."""
+GROUPED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def _said(x: Tensor) -> str:
+    return f"{tuple(x.shape)} ({x.dtype})"
+
+
 def quick_write(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
     """Whether an op only writes numbers into its first operand, which stays as it looks."""
     pointwise = torch.Tag.pointwise in func.tags or func in _UNTAGGED

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
-from depgraph._given import Given
+from depgraph._given import Example, Given
 from depgraph._meta import META
 from depgraph._modules import named_modules, named_tensors, structural_copy
 from depgraph._raw import RawRecorder
@@ -72,9 +73,20 @@ class Skeleton:
         self._traces = OrderedDict()
 
     def traced(
-        self, given: Given, modes: Mapping[str, bool], types: Mapping[str, torch.dtype]
+        self,
+        given: Given,
+        modes: Mapping[str, bool],
+        types: Mapping[str, torch.dtype],
+        buffers: Mapping[str, torch.Tensor],
     ) -> Traced:
         """The forward of a call, in these modes and types of tensors, by their names.
+
+        Parameters
+        ----------
+        given : Given
+        modes, types : mapping
+        buffers : mapping of str to Tensor
+            What the module holds, for code that asks; only those of dense sizes are looked at.
 
         Raises
         ------
@@ -89,12 +101,30 @@ class Skeleton:
             for name, module in named_modules(self.module).items():
                 module.training = modes.get(name, module.training)
             self._retype(types)
-            made = _traced(self.module, given)
-            if key[0] is not None:
+            with self._holding(buffers):
+                made = _traced(self.module, given)
+            if key[0] is not None and not made.numbers.reads:
                 self._traces[key] = made
                 while len(self._traces) > _KEPT_TRACES:
                     self._traces.popitem(last=False)
             return made
+
+    @contextmanager
+    def _holding(self, buffers: Mapping[str, torch.Tensor]) -> Iterator[None]:
+        """Buffers that have their values for as long as a trace takes."""
+        held: list[tuple[dict[str, Any], str, torch.Tensor]] = []
+        for name, module in named_modules(self.module).items():
+            prefix = f"{name}." if name else ""
+            for key, tensor in module._buffers.items():
+                live = buffers.get(prefix + key)
+                if tensor is not None and live is not None and live.shape == tensor.shape:
+                    held.append((module._buffers, key, tensor))
+                    module._buffers[key] = live
+        try:
+            yield
+        finally:
+            for registry, key, tensor in held:
+                registry[key] = tensor
 
     def _retype(self, types: Mapping[str, torch.dtype]) -> None:
         names = {id(tensor): name for name, tensor in named_tensors(self.module)[0].items()}
@@ -134,16 +164,22 @@ def _on_meta(tensor: torch.Tensor, dtype: Any) -> torch.Tensor:
 
 
 def _traced(module: nn.Module, given: Given) -> Traced:
-    numbers = trace_forward(module, *given.example())
+    example = given.example()
+    numbers = trace_forward(module, example.args, example.kwargs)
     symbols = Symbols()
     try:
         with symbols.in_use():
-            raw = trace_raw(module, *given.example(symbols), RawRecorder())
+            raw = _raw(module, given.example(symbols))
     except TraceError:
         raw = None  # some code takes numbers only
     if raw is None or not _agree(numbers, raw):
-        return Traced(numbers, trace_raw(module, *given.example(), RawRecorder()), None)
+        return Traced(numbers, _raw(module, example), None)
     return Traced(numbers, raw, symbols)
+
+
+def _raw(module: nn.Module, example: Example) -> Trace:
+    make = partial(RawRecorder, known=example.known)
+    return trace_raw(module, example.args, example.kwargs, make)
 
 
 def _agree(numbers: Trace, raw: Trace) -> bool:

@@ -22,6 +22,17 @@ def source_line() -> str:
     return ""
 
 
+def source_stack() -> tuple[str, ...]:
+    """Every line of such code that is running, innermost first."""
+    frame: FrameType | None = sys._getframe(1)
+    found = []
+    while frame is not None:
+        if is_foreign(frame):
+            found.append(f"{frame.f_code.co_filename}, line {frame.f_lineno}")
+        frame = frame.f_back
+    return tuple(found)
+
+
 def is_foreign(frame: FrameType) -> bool:
     """Whether a frame runs code that is neither torch's nor ours, nor generated."""
     file = frame.f_code.co_filename

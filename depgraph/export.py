@@ -6,8 +6,6 @@ Both take any batch size. The program is made once, folded, and written from the
 from __future__ import annotations
 
 import logging
-import os
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +19,7 @@ from torch.export import Dim, ExportedProgram
 
 from depgraph._caches import caches_bypassed
 from depgraph.errors import DepgraphError
+from depgraph.files import MARK, replacing_with_company
 from depgraph.fold import fold
 from depgraph.propagate import op_name
 from depgraph.trace import structural_copy
@@ -109,7 +108,7 @@ def write_pt2(program: ExportedProgram, path: str | PathLike[str]) -> None:
         When the file cannot be written.
     """
     with _beside(Path(path)) as place:
-        torch.export.save(program, place)
+        torch.export.save(program, place, extra_files={MARK: ""})
 
 
 def write_onnx(program: ExportedProgram, path: str | PathLike[str]) -> None:
@@ -135,6 +134,7 @@ def write_onnx(program: ExportedProgram, path: str | PathLike[str]) -> None:
     made = _onnx_program(_exported(module, program.example_inputs[0][0]))
     size = sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict.values())
     with _beside(Path(path)) as place:
+        made.model.metadata_props[MARK] = ""
         made.save(place, external_data=size > _ONE_FILE)
 
 
@@ -206,12 +206,8 @@ def require_packages(*names: str) -> None:
 def _beside(path: Path) -> Iterator[Path]:
     """A temporary place for a file and what is written next to it; all is moved at the end."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-            yield Path(folder) / path.name
-            # the file itself last: it is what tells that all is there
-            for made in sorted(Path(folder).iterdir(), reverse=True):
-                os.replace(made, path.with_name(made.name))
+        with replacing_with_company(path) as place:
+            yield place
     except OSError as error:
         raise DepgraphError(
             f"cannot write '{path}': {error.strerror or error}; choose another place"

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from depgraph._collection import collection_paused
+from depgraph.alongside import other_modes
 from depgraph.errors import DepgraphError
 from depgraph.graph import DependencyGraph
 from depgraph.trace import Trace, trace_forward
@@ -25,9 +26,10 @@ def trace(model: nn.Module, example_inputs: Any) -> DependencyGraph:
         On any device, ``meta`` included, in eval or train mode; it is not changed and no weight
         is read.
     example_inputs : Tensor, tuple of Tensors, or mapping of str to Tensor
-        What the model is called with; a mapping holds keyword arguments. Only shapes and dtypes
-        matter. A leading dimension of 1 is traced as 2 where the model allows it, so that the batch
-        can be told from other dimensions.
+        What the model is called with; a mapping holds keyword arguments. Shapes and dtypes matter,
+        and the values of masks and integers that the model looks at (``graph.traced.reads``). A
+        leading dimension of 1 is traced as 2 where the model allows it, so that the batch can be
+        told from other dimensions.
 
     Returns
     -------
@@ -37,6 +39,12 @@ def trace(model: nn.Module, example_inputs: Any) -> DependencyGraph:
     ------
     DepgraphError
         When the forward cannot be traced.
+
+    Notes
+    -----
+    Forward hooks that give something back, or write to a module or a tensor, are part of what is
+    traced; those that only look on (that record, count or print) do not run. Where training runs
+    other modules than evaluation does, that mode is traced too, and what it couples holds.
 
     Examples
     --------
@@ -58,7 +66,8 @@ def trace(model: nn.Module, example_inputs: Any) -> DependencyGraph:
     else:
         args = (example_inputs,)
     _check(model, args, kwargs)
-    return DependencyGraph(trace_with_visible_batch(model, args, kwargs))
+    traced = trace_with_visible_batch(model, args, kwargs)
+    return DependencyGraph(traced, other_modes(model, traced))
 
 
 def _check(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -14,19 +14,21 @@ from torch import Tensor
 
 from depgraph import rules  # noqa: F401  (registers the rules)
 from depgraph._collection import collection_paused
-from depgraph._dead import Dead, find_dead
+from depgraph._dead import Dead, find_dead_in_modes
 from depgraph._inputs import input_spec
 from depgraph._networkx import build_networkx, write_graphml
-from depgraph.axes import Atom
-from depgraph.cost import mac_terms, total_macs, total_params
+from depgraph.aligned import Aligned, aligned_axes, multiples, unaligned
+from depgraph.alongside import walk
+from depgraph.axes import Atom, axis_atoms
+from depgraph.cost import total_params
 from depgraph.empty import needs_a_unit
 from depgraph.errors import DepgraphError
 from depgraph.groups import Group, find_groups
 from depgraph.leads import check_rows, find_leads, has_rows
+from depgraph.macs import Macs
 from depgraph.plan import Plan, axis_spec, check_units
 from depgraph.propagate import Propagation
 from depgraph.trace import Trace
-from depgraph.vanish import freeze_mixed_sums
 
 
 class DependencyGraph:
@@ -40,18 +42,19 @@ class DependencyGraph:
         Prunable and frozen ones.
     num_params, macs : int
         Of the model as traced; multiply-accumulates for batch 1.
+    in_modes : tuple of Propagation
+        The walk over the traced forward, and over that of the other mode where it may differ.
     """
 
     @collection_paused()
-    def __init__(self, traced: Trace) -> None:
+    def __init__(self, traced: Trace, others: Sequence[Trace] = ()) -> None:
         self.traced = traced
-        self.propagation = Propagation(traced)
-        self.propagation.run()
-        freeze_mixed_sums(self.propagation)
+        self.in_modes, self._aside = walk(traced, others)
+        self.propagation = self.in_modes[0]
         self.groups: tuple[Group, ...] = find_groups(self.propagation)
-        self._dead: dict[frozenset[Atom], Dead] = {frozenset(): Dead()}
+        self._dead: dict[frozenset[Atom], dict[Propagation, Dead]] = {}
         self._by_name = {group.name: group for group in self.groups}
-        self._terms = mac_terms(self.propagation, traced.nodes)
+        self._macs = Macs(self.propagation)
         self.num_params, self.macs = self.cost({})
 
     def __repr__(self) -> str:
@@ -101,17 +104,21 @@ class DependencyGraph:
         """
         atoms = {self.group(name)._atom: size for name, size in sizes.items()}
         dead = self.dead(atoms)
-        macs = total_macs(self._terms, atoms, self.traced.batch)
-        macs -= total_macs(mac_terms(self.propagation, dead.nodes), atoms, self.traced.batch)
+        macs = self._macs.of_one_sample(atoms, dead.nodes)
         left = self.traced.parameters - dead.tensors
         return total_params(self.propagation, left, atoms), macs
 
-    def dead(self, sizes: Mapping[Atom, int]) -> Dead:
-        """Modules that compute nothing anyone needs when atoms have these sizes."""
+    def dead(self, sizes: Mapping[Atom, int], mode: Propagation | None = None) -> Dead:
+        """Modules that compute nothing anyone needs when atoms have these sizes.
+
+        As the traced forward calls them, or as that of another one of `in_modes` does.
+        """
         emptied = frozenset(atom for atom, size in sizes.items() if not size)
+        if not emptied:
+            return Dead()
         if emptied not in self._dead:
-            self._dead[emptied] = find_dead(self.propagation, emptied)
-        return self._dead[emptied]
+            self._dead[emptied] = find_dead_in_modes(self.in_modes, emptied)
+        return self._dead[emptied][mode or self.propagation]
 
     def needs_a_unit(self, name: str) -> str | None:
         """Why at least one unit of a group has to stay; None where all of them may go.
@@ -138,6 +145,47 @@ class DependencyGraph:
                     "model"
                 )
         self.check_emptied(plan.kept_units)
+        self.check_aligned({name: len(units) for name, units in plan.kept_units.items()})
+
+    def multiple_of(self, name: str) -> int:
+        """Of how many units a group keeps a multiple; 1 where any number may stay.
+
+        Parameters
+        ----------
+        name : str
+
+        Raises
+        ------
+        DepgraphError
+            When there is no such group.
+        """
+        return self._multiples.get(self.group(name)._atom, 1)
+
+    def check_aligned(self, sizes: Mapping[str, int]) -> None:
+        """Refuse sizes of groups that a kernel would not take.
+
+        Raises
+        ------
+        DepgraphError
+            Naming the groups, the reason and the multiple to keep.
+        """
+        atoms = {self.group(name)._atom: size for name, size in sizes.items()}
+        found = unaligned(self._aligned, atoms)
+        if found is not None:
+            own = {self.group(name)._atom: name for name in sizes}
+            names = [own[atom] for atom in dict.fromkeys(axis_atoms(found.axis)) if atom in own]
+            each = max(map(self.multiple_of, names))
+            raise DepgraphError(
+                f"group '{', '.join(names)}': {found.reason}; keep a multiple of {each} units"
+            )
+
+    @cached_property
+    def _aligned(self) -> tuple[Aligned, ...]:
+        return aligned_axes(self.propagation)
+
+    @cached_property
+    def _multiples(self) -> dict[Atom, int]:
+        return multiples(self._aligned)
 
     def check_emptied(self, kept: Mapping[str, Sequence[int]]) -> None:
         """Refuse to empty a group of which a unit has to stay.
@@ -156,7 +204,10 @@ class DependencyGraph:
 
     @cached_property
     def _needs_a_unit(self) -> dict[Atom, str]:
-        return needs_a_unit(self.propagation)
+        reasons = needs_a_unit(self.propagation)
+        for other in (*self.in_modes, *self._aside):
+            reasons = {**needs_a_unit(other), **reasons}
+        return reasons
 
     def lead(self, name: str) -> Group | None:
         """The group along whose units a group may keep others for each: heads, for head dims.
@@ -180,7 +231,11 @@ class DependencyGraph:
 
     @cached_property
     def _leads(self) -> dict[Atom, Atom]:
-        return find_leads(self.propagation)
+        leads = find_leads(self.propagation)
+        for other in (*self.in_modes, *self._aside):
+            there = find_leads(other)
+            leads = {atom: lead for atom, lead in leads.items() if there.get(atom) is lead}
+        return leads
 
     def plan(self, kept: Mapping[str, Any]) -> Plan:
         """A plan that keeps these units.
@@ -199,8 +254,8 @@ class DependencyGraph:
         Raises
         ------
         DepgraphError
-            For an unknown or frozen group, for units that are out of range or repeated, and for
-            none where `needs_a_unit`.
+            For an unknown or frozen group, for units that are out of range or repeated, for none
+            where `needs_a_unit`, and for other than a multiple of `multiple_of`.
         """
         chosen: dict[str, tuple[int, ...]] = {}
         choices: dict[str, tuple[tuple[int, ...], ...]] = {}
@@ -221,6 +276,7 @@ class DependencyGraph:
                 )
             chosen[name] = numbers
         self.check_emptied(chosen)
+        self.check_aligned({name: len(units) for name, units in chosen.items()})
         params, macs = self.cost({name: len(units) for name, units in chosen.items()})
         names = {group._atom: group.name for group in self.prunable}
         specs = {
@@ -235,7 +291,7 @@ class DependencyGraph:
             macs,
             {name: spec for name, spec in specs.items() if name in parameters},
             {name: spec for name, spec in specs.items() if name not in parameters},
-            input_spec(self.traced.example),
+            input_spec(self.traced.example, self.traced.inputs_read),
             choices,
             self,
         )

@@ -8,7 +8,7 @@ lies between two layers. No module name and no class decides it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor, fx
@@ -16,6 +16,7 @@ from torch import Tensor, fx
 from depgraph.attention import attention_products
 from depgraph.axes import Atom, Axis, Concat, axis_atoms, unit_positions
 from depgraph.propagate import Propagation, arguments, op_name
+from depgraph.rules.convolve import CONVOLUTIONS
 from depgraph.trace import shape
 
 FIXED = "fixed"
@@ -139,17 +140,16 @@ def describe(axis: Axis, kinds: dict[Atom, str]) -> str:
 def find_kinds(p: Propagation, atoms: Iterable[Atom]) -> dict[Atom, str]:
     """What each atom means, by what the ops of the trace do with it."""
     heads, head_dims = _attention_atoms(p)
-    residual = dict(_residual_atoms(p))
-    streams = _stream_atoms(p, head_dims & residual.keys())
+    streams = _stream_atoms(p)
     convolved = _convolved_atoms(p)
     kinds = {}
     for atom in atoms:
         if atom in heads:
             kinds[atom] = "heads"
-        elif atom in head_dims and atom not in streams:
+        elif atom in streams:
+            kinds[atom] = streams[atom]
+        elif atom in head_dims:
             kinds[atom] = "head_dim"
-        elif atom in residual:
-            kinds[atom] = residual[atom]
         elif atom.frozen:
             kinds[atom] = FIXED
         else:
@@ -167,49 +167,46 @@ def _attention_atoms(p: Propagation) -> tuple[set[Atom], set[Atom]]:
     return heads, {atom for atom in head_dims if not atom.frozen} - heads
 
 
-def _residual_atoms(p: Propagation) -> Iterator[tuple[Atom, str]]:
-    """Unfrozen atoms that flow through an addition of two activations, and what that makes them."""
+def _stream_atoms(p: Propagation) -> dict[Atom, str]:
+    """Unfrozen atoms that flow on through ``x + f(x)``, and what that makes them.
+
+    A sum of two layers of one input does not make a stream: that is how a low-rank adapter adds to
+    a layer, whatever the layer makes.
+    """
+    carried: dict[fx.Node, set[Atom]] = {}
     active = set(p.trace.inputs)
+    found: dict[Atom, str] = {}
     for node in p.trace.nodes:
         if not active.isdisjoint(node.all_input_nodes):
             active.add(node)
+        axes = [*p.axes(node), *(axis for axes in p.results(node) for axis in axes)]
+        carried[node] = {x for axis in axes for x in axis_atoms(axis) if x.frozen is None}
         if node.op != "call_function" or op_name(node).rstrip("_") != "aten.add":
             continue
         if sum(operand in active for operand in node.all_input_nodes) < 2:
             continue
-        image = len(shape(node)) > 3
-        for axis in p.axes(node):
-            for atom in axis_atoms(axis):
-                if atom.frozen is None:
-                    yield atom, "channels" if image else "embed"
-
-
-def _stream_atoms(p: Propagation, among: set[Atom]) -> set[Atom]:
-    """Those that flow on through ``x + f(x)``, not only through a sum of two layers of one input.
-
-    The second is how a low-rank adapter adds to a layer, whatever that layer makes.
-    """
-    order = {node: i for i, node in enumerate(p.trace.nodes)} if among else {}
-    found: set[Atom] = set()
-    for node in order:
-        if node.op == "call_function" and op_name(node).rstrip("_") == "aten.add":
-            atoms = among.intersection(atom for axis in p.axes(node) for atom in axis_atoms(axis))
-            if not atoms <= found and _goes_on(node, order):
-                found |= atoms
+        kind = "channels" if len(shape(node)) > 3 else "embed"
+        new = carried[node] - found.keys()
+        found.update((atom, kind) for atom in new if _comes_back(node, atom, carried))
     return found
 
 
-def _goes_on(node: fx.Node, order: dict[fx.Node, int]) -> bool:
-    """Whether one term of an addition is computed from the other."""
-    first, *others = sorted(node.all_input_nodes, key=lambda term: order.get(term, -1))
-    seen, stack = set(others), list(others)
+def _comes_back(node: fx.Node, atom: Atom, carried: Mapping[fx.Node, set[Atom]]) -> bool:
+    """Whether a value that has an atom is computed from values without it, and these from such."""
+    seen = {(node, False)}
+    stack = [(node, False)]
     while stack:
-        for source in stack.pop().all_input_nodes:
-            if source is first:
+        at, lost = stack.pop()
+        for source in at.all_input_nodes:
+            if source.op == "placeholder":
+                continue
+            has = atom in carried[source]
+            if lost and has:
                 return True
-            if source not in seen and order.get(source, -1) > order.get(first, -1):
-                seen.add(source)
-                stack.append(source)
+            state = (source, lost or not has)
+            if state not in seen:
+                seen.add(state)
+                stack.append(state)
     return False
 
 
@@ -217,7 +214,7 @@ def _convolved_atoms(p: Propagation) -> set[Atom]:
     weights = [
         arguments(node)["weight"]
         for node in p.trace.nodes
-        if node.op == "call_function" and op_name(node).startswith("aten.conv")
+        if node.op == "call_function" and op_name(node) in CONVOLUTIONS
     ]
     return {atom for node in weights for axis in p.axes(node)[:2] for atom in axis_atoms(axis)}
 

@@ -6,7 +6,7 @@ of its result. An op without a rule freezes what it touches, with the op's name 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -92,19 +92,42 @@ class Coupling:
 
 
 class Propagation:
-    """State of one walk: the algebra, the axes of each value and the couplings found."""
+    """State of one walk: the algebra, the axes of each value and the couplings found.
 
-    def __init__(self, trace: Trace, seeds: Mapping[fx.Node, Axes] | None = None) -> None:
+    Parameters
+    ----------
+    trace : Trace
+    seeds : mapping of fx.Node to list of Axis, optional
+        Axes of tensors and inputs that are known from another walk.
+    algebra : Algebra, optional
+        Of that walk, which then sees what this one finds equal.
+    called : collection of str
+        Modules that run in another mode only.
+
+    Attributes
+    ----------
+    opaque_values : set of fx.Node
+        Of whose dimensions no rule says what they are.
+    """
+
+    def __init__(
+        self,
+        trace: Trace,
+        seeds: Mapping[fx.Node, Axes] | None = None,
+        algebra: Algebra | None = None,
+        called: Collection[str] = (),
+    ) -> None:
         self.trace = trace
-        self.algebra = Algebra()
+        self.algebra = algebra or Algebra()
         self.couplings: list[Coupling] = []
+        self.opaque_values: set[fx.Node] = set()
         self._dims: dict[fx.Node, Axes] = {}
         self._results: dict[fx.Node, list[Axes]] = {}
         self._resolved: dict[fx.Node, Axes] = {}  # as of so many bindings:
         self._resolved_at = 0
-        self._seed(seeds or {})
+        self._seed(seeds or {}, {*called, *(call.name for call in trace.calls)})
 
-    def _seed(self, seeds: Mapping[fx.Node, Axes]) -> None:
+    def _seed(self, seeds: Mapping[fx.Node, Axes], called: set[str]) -> None:
         trace = self.trace
         batch = self.algebra.new(trace.batch, "batch of the model's inputs")
         for node in trace.inputs:
@@ -113,7 +136,6 @@ class Propagation:
                 for dim, size in enumerate(shape(node))
             ]
             self._dims[node] = [batch, *axes[1:]] if trace.batch > 1 else axes
-        called = {call.name for call in trace.calls}
         for name, node in trace.tensors.items():
             frozen = None
             value = node.meta["val"]
@@ -191,6 +213,8 @@ class Propagation:
                     self._results[node] = result
                 else:
                     self._dims[node] = result
+        for read in self.trace.reads:
+            self.freeze(read.node, f"its values are read ({read.source})")
         for node in self.trace.outputs if outputs_are_fixed else ():
             self.freeze(node, "dimension of the model's outputs")
 
@@ -224,6 +248,7 @@ class Propagation:
         on still runs on other batches.
         """
         axes = [self.algebra.new(int(size), reason) for size in sizes]
+        self.opaque_values.add(node)
         batch = self._dims[self.trace.inputs[0]][0] if self.trace.batch > 1 else ()
         for x in node.all_input_nodes:
             leading = self.axes(x)[0] if self.axes(x) else ()
@@ -271,9 +296,17 @@ def _registered(node: fx.Node) -> str:
     name = op_name(node)
     if name in RULES:
         return name
-    tags = getattr(node.target, "tags", ())
-    names = (name.rstrip("_"), *(["pointwise"] if torch.Tag.pointwise in tags else []))
+    names = (name.rstrip("_"), *(["pointwise"] if _is_pointwise(node.target) else []))
     return next((known for known in names if known in RULES), name)
+
+
+def _is_pointwise(target: Any) -> bool:
+    """Whether torch tags an op as pointwise, or the op that it does in place."""
+    if not isinstance(target, torch._ops.OpOverload):
+        return False
+    packet = getattr(torch.ops.aten, target._opname.rstrip("_"), None)
+    ops = [target, getattr(packet, target._overloadname, target)]
+    return any(torch.Tag.pointwise in op.tags for op in ops)
 
 
 def arguments(node: fx.Node) -> dict[str, Any]:

@@ -222,7 +222,8 @@ class Rewrite:
         types = {name: live[name].dtype if name in live else x.dtype for name, x in dense.items()}
         names = [name for name, _ in _modules(self.skeleton.module)]
         modes = {name: modes.get(name, modes[""]) for name in names}
-        traced = self.skeleton.traced(given, modes, types)
+        buffers = {n: x for n, x in live.items() if not isinstance(x, nn.Parameter)}
+        traced = self.skeleton.traced(given, modes, types, buffers)
         p = self._propagated(given, traced)
         kept = {given.atoms[a]: units for a, units in self._kept.items() if a in given.atoms}
         conditions = Conditions(self._signature)
@@ -233,6 +234,7 @@ class Rewrite:
             [pair for pair in asked if pair[0] in self._modes_of(traced)],
             [(name, dtype) for name, dtype in types.items() if name in live],
         )
+        conditions.values(given, traced.numbers, buffers)
         number = len(self._written)
         writer = Writer(self.where, self._signature, traced, p, kept, given, self.cls, number)
         forward = self._compiled(writer.write(), number)

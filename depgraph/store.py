@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from depgraph._structure import Decoder, Encoder
 from depgraph.checkpoint import INDEX, WEIGHTS, Checkpoint, shards_of, weight_files
 from depgraph.errors import DepgraphError
+from depgraph.files import set_modes
 from depgraph.hub import fetch, is_hub_name
 from depgraph.plan import Plan
 
@@ -125,6 +126,7 @@ def move_files(temporary: Path, directory: Path) -> None:
     """Put a whole saved model in the place of an earlier one."""
     directory.mkdir(parents=True, exist_ok=True)
     stale = _earlier(directory) - {path.name for path in temporary.iterdir()}
+    set_modes(temporary)
     for path in sorted(temporary.iterdir()):
         os.replace(path, directory / path.name)
     for name in stale:

@@ -8,6 +8,10 @@ the range of nodes that it made.
 
 from __future__ import annotations
 
+import dataclasses
+import dis
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -19,23 +23,28 @@ from torch.utils import _pytree as pytree
 from depgraph._caches import Cache, caches_bypassed, filled, filling
 from depgraph._calls import ModuleCall
 from depgraph._collection import collection_paused
+from depgraph._hooks import without_observers
 from depgraph._modules import named_modules, named_tensors, path_of, structural_copy
-from depgraph._recorder import READS, Recorder
+from depgraph._out_of_sight import OutOfSight
+from depgraph._recorder import Recorder, UnknownTruth, UnknownValue
 from depgraph._source import is_foreign, place
+from depgraph._unread import Unread, alive_nodes, owners
+from depgraph._values import Read, reads_values
 from depgraph.errors import DepgraphError
+
+Maker = Callable[[Mapping[Any, bool]], Recorder]
+"""Makes a recorder that knows the answers to what cannot be known."""
 
 
 @dataclass(frozen=True, eq=False)
 class Trace:
     """A traced forward: ATen nodes, their placeholders and the module calls that made them.
 
-    Attributes
-    ----------
-    modes_read : frozenset of (str, str)
-        Modules that asked for a mode, and whose mode it was.
-    held : dict of str to tuple
-        Where a module holds a constant unregistered: the module's name, the attribute, and places
-        in the containers that the attribute is.
+    Where the forward runs ops whose results nobody reads, they are in `complete` alone: a trace
+    that is a graph of its own, without calls.
+    ``reads`` are the values that it took from the example, in order; ``modes_read`` says which
+    modules asked for the mode of which; ``held`` where a module holds a constant unregistered: the
+    module's name, the attribute, and places in the containers that the attribute is.
     """
 
     nodes: tuple[fx.Node, ...]
@@ -50,8 +59,21 @@ class Trace:
     constants: dict[str, Tensor]
     mode_readers: frozenset[str]
     caches: frozenset[Cache]
+    complete: Trace | None = None
+    reads: tuple[Read, ...] = ()
     modes_read: frozenset[tuple[str, str]] = frozenset()
-    held: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    held: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+
+    @cached_property
+    def asking(self) -> frozenset[fx.Node]:
+        """Nodes that only lead to a value which the forward has read, and to no output."""
+        return frozenset(self.nodes) - alive_nodes(self.nodes, (self.nodes[-1], *self.outputs))
+
+    @property
+    def inputs_read(self) -> frozenset[int]:
+        """Places among the inputs of those whose values the forward has read."""
+        read = {node for read in self.reads for node in read.inputs}
+        return frozenset(i for i, node in enumerate(self.inputs) if node in read)
 
     @cached_property
     def calls_of(self) -> dict[str, list[ModuleCall]]:
@@ -85,7 +107,6 @@ def shape(node: fx.Node) -> tuple[int, ...]:
 
 
 @collection_paused()
-@torch.no_grad()
 def trace_forward(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
     """Trace ``model(*args, **kwargs)`` to ATen ops.
 
@@ -103,68 +124,141 @@ def trace_forward(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     Raises
     ------
     DepgraphError
-        When the forward raises, or branches on the values of a tensor.
+        When the forward raises, or branches on values that differ from call to call.
 
     Notes
     -----
     One forward on meta tensors. A module that must run the ops of an earlier one is not run again
     (`depgraph._alike` says when that is so), nor an op that was seen before with the same shapes:
-    time is linear in the number of ops, independent of widths.
+    time is linear in the number of ops, independent of widths. A value that the forward reads of a
+    buffer, a mask or an integer input is that of the example (`depgraph._values`).
     """
-    found = _recorded(model, args, kwargs, Recorder(), alike=True)
-    repeats = found.recorder.repeats
-    if repeats is not None and not repeats.are_proven():
-        found = _recorded(model, args, kwargs, Recorder(), alike=False)
-    return _finished(model, found)
+    with torch.no_grad():
+        return _traced(model, args, kwargs, Recorder)
 
 
-@collection_paused()
 def trace_raw(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], recorder: Recorder
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], make: Maker
 ) -> Trace:
-    """Trace with a given recorder, while gradients are enabled; each call runs its forward.
+    """Trace with recorders of another kind, while gradients are enabled.
 
     `trace_forward` says the rest, but that tensors and numbers among the arguments may have
     symbolic sizes (`depgraph._raw`).
     """
-    with torch.enable_grad():
-        return _finished(model, _recorded(model, args, kwargs, recorder, alike=False))
+    with collection_paused(), torch.enable_grad():
+        return _traced(model, args, kwargs, make)
 
 
-@dataclass(frozen=True)
-class _Recorded:
-    """What has been seen of one forward."""
-
-    recorder: Recorder
-    tensors: dict[str, fx.Node]
-    output: Any
-    caches: frozenset[Cache]
-    held: dict[str, tuple[Any, ...]]
-    example: tuple[Any, ...]
-
-
-def _finished(model: nn.Module, found: _Recorded) -> Trace:
-    recorder = found.recorder
-    outputs, nodes, calls = recorder.finish(found.output)
-    owner: dict[fx.Node, str] = {}
-    for call in sorted(calls, key=lambda call: call.depth):
-        owner.update((node, call.name) for node in nodes[call.start : call.end])
-    return Trace(
+def _traced(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], make: Maker) -> Trace:
+    modes = {name: module.training for name, module in named_modules(model).items()}
+    recorder, tensors, output, caches = _with_checks_passed(model, args, kwargs, make)
+    outputs, nodes, calls = recorder.finish(output)
+    traced = Trace(
         nodes,
-        found.tensors,
+        tensors,
         named_tensors(model)[1],
         tuple(recorder.inputs),
         outputs,
         tuple(calls),
-        owner,
-        found.example,
-        {name: module.training for name, module in named_modules(model).items()},
+        owners(nodes, calls),
+        (args, kwargs),
+        modes,
         recorder.constants,
         frozenset(recorder.mode_readers),
-        found.caches,
-        frozenset(recorder.modes_read),
-        found.held,
+        caches,
+        reads=tuple(recorder.reads),
+        modes_read=frozenset(recorder.modes_read),
+        held=recorder.held,
     )
+    return traced if recorder.unread is None else _completed(traced, recorder.unread)
+
+
+def _completed(traced: Trace, unread: Unread) -> Trace:
+    """A trace together with the one that has the ops whose results nobody reads."""
+    copy = unread.copies.__getitem__
+    complete = dataclasses.replace(
+        traced,
+        nodes=unread.nodes,
+        tensors={name: copy(node) for name, node in traced.tensors.items()},
+        inputs=tuple(map(copy, traced.inputs)),
+        outputs=tuple(map(copy, traced.outputs)),
+        calls=(),
+        owner=dict(unread.owner),
+    )
+    return dataclasses.replace(traced, complete=complete)
+
+
+_Recorded = tuple[Recorder, dict[str, fx.Node], Any, frozenset[Cache]]
+
+
+def _with_checks_passed(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], make: Maker
+) -> _Recorded:
+    """What is recorded where every check of a value that cannot be known finds nothing wrong.
+
+    A question is a check where the forward raises an error of its own after one of the two answers.
+    """
+    answers: dict[Any, bool] = {}
+    while True:
+        try:
+            return _in_sight(model, args, kwargs, answers, make)
+        except TraceError as error:
+            asked = error.__cause__
+            if not isinstance(asked, UnknownTruth) or asked.where in answers:
+                raise
+            passing = [
+                answer
+                for answer in (False, True)
+                if not _complains(model, args, kwargs, {**answers, asked.where: answer}, make)
+            ]
+            if len(passing) != 1:
+                raise
+            answers[asked.where] = passing[0]
+
+
+def _complains(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    answers: Mapping[Any, bool],
+    make: Maker,
+) -> bool:
+    """Whether the forward raises an error of its own after these answers."""
+    try:
+        _in_sight(model, args, kwargs, answers, make)
+    except TraceError as error:
+        cause = error.__cause__
+        return not isinstance(cause, UnknownValue) and _is_raised_by_code(cause)
+    return False
+
+
+def _is_raised_by_code(error: BaseException | None) -> bool:
+    """Whether a ``raise`` or an ``assert`` in Python made an error, and no op of torch."""
+    at = error.__traceback__ if error is not None else None
+    if at is None:
+        return False
+    while at.tb_next is not None:
+        at = at.tb_next
+    return dis.opname[at.tb_frame.f_code.co_code[at.tb_lasti]] == "RAISE_VARARGS"
+
+
+def _in_sight(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    answers: Mapping[Any, bool],
+    make: Maker,
+) -> _Recorded:
+    """What is recorded, with what torch does past its dispatcher where the forward needs that."""
+    try:
+        recorded = _recorded(model, args, kwargs, make(answers))
+    except TraceError as error:
+        if isinstance(error.__cause__, UnknownValue):
+            raise
+        recorded = _recorded(model, args, kwargs, make(answers), OutOfSight)
+    if recorded[0].repeats is not None and not recorded[0].repeats.are_proven():
+        recorded = _recorded(model, args, kwargs, make(answers), OutOfSight, alike=False)
+    return recorded
 
 
 def _recorded(
@@ -172,10 +266,12 @@ def _recorded(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     recorder: Recorder,
-    alike: bool,
+    sight: Callable[[Recorder], AbstractContextManager[Any]] = nullcontext,
+    alike: bool = True,
 ) -> _Recorded:
-    """What a recorder sees of one forward, on a copy of the model."""
-    model = structural_copy(model)
+    """A recorder that has seen one forward, the tensors' nodes by name, output and caches."""
+    model = without_observers(structural_copy(model))
+    alike = alike and recorder.can_repeat
     tensors = {
         name: recorder.placeholder(name, tensor) for name, tensor in named_tensors(model)[0].items()
     }
@@ -183,7 +279,7 @@ def _recorded(
     meta_args, meta_kwargs = pytree.tree_map_only(Tensor, recorder.input, (args, kwargs))
     entries = filling(model)
     try:
-        with recorder.watch(model, alike), caches_bypassed(model):
+        with recorder.watch(model, alike), caches_bypassed(model), sight(recorder):
             output = model(*meta_args, **meta_kwargs)
     except _FORWARD_ERRORS as error:
         where = f"in module '{recorder.current}'" if recorder.current else "in the model"
@@ -194,12 +290,12 @@ def _recorded(
             recorder.current,
             f"the forward could not be traced {where} ({type(model).__name__}): {text}",
         ) from error
-    held = {
+    recorder.held = {
         name: path
         for name, tensor in recorder.constants.items()
         if (path := path_of(model, tensor)) is not None
     }
-    return _Recorded(recorder, tensors, output, filled(entries), held, (args, kwargs))
+    return recorder, tensors, output, filled(entries)
 
 
 class TraceError(DepgraphError):
@@ -224,7 +320,7 @@ _FORWARD_ERRORS = (
 def _on_data(op: Any, line: str) -> str:
     """What is wrong where an op looks at the values of a tensor; nothing for other ops."""
     tags = getattr(op, "tags", ())
-    if op in READS or torch.Tag.data_dependent_output in tags:
+    if reads_values(op):
         does, way = "reads the value of a tensor", "a branch on it with torch.where"
     elif torch.Tag.dynamic_output_shape in tags:
         does, way = "gives a shape that depends on the data", "it with a mask of fixed shape"

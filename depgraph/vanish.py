@@ -14,7 +14,7 @@ from torch import fx
 from depgraph.axes import Atom, Axis, axis_atoms
 from depgraph.propagate import Propagation, arguments, op_name
 from depgraph.rules.contract import einsum_terms
-from depgraph.rules.convolve import is_transposed
+from depgraph.rules.convolve import CONVOLUTIONS, is_transposed
 from depgraph.rules.reduce import reduced_dims
 from depgraph.trace import shape
 from depgraph.zeros import FAMILIES, carries
@@ -37,7 +37,7 @@ def freeze_mixed_sums(p: Propagation) -> None:
     """
     vanishing = Vanishing(p)
     for node in p.trace.nodes:
-        for places in _summed(node):
+        for places in summed(node):
             if any(factor in vanishing.tensors for factor, _ in places):
                 continue
             axes = [p.axes(factor)[dim] for factor, dim in places]
@@ -51,7 +51,7 @@ def _unfrozen(axis: Axis) -> Iterator[Atom]:
     return (atom for atom in axis_atoms(axis) if atom.frozen is None)
 
 
-def _summed(node: fx.Node) -> Iterator[list[Place]]:
+def summed(node: fx.Node) -> Iterator[list[Place]]:
     """For each dimension that an op sums over, where its factors have it."""
     if node.op != "call_function":
         return
@@ -66,7 +66,7 @@ def _summed(node: fx.Node) -> Iterator[list[Place]]:
     elif name in ("aten.sum", "aten.linalg_vector_norm", "aten.norm", "aten.nansum"):
         x = node.all_input_nodes[0]
         yield from ([(x, dim)] for dim in reduced_dims(node))
-    elif name.startswith("aten.conv"):
+    elif name in CONVOLUTIONS:
         a = arguments(node)
         channel = len(shape(a["input"])) - len(shape(a["weight"])) + 1
         yield [(a["weight"], 0 if is_transposed(node) else 1), (a["input"], channel)]
@@ -77,6 +77,7 @@ _PRODUCTS = {
     "aten.matmul": ("self", "other", -2),
     "aten.mm": ("self", "mat2", -2),
     "aten.bmm": ("self", "mat2", -2),
+    "aten._grouped_mm": ("self", "mat2", -2),
     "aten.mv": ("self", "vec", -2),
     "aten.dot": ("self", "tensor", -2),
     "aten.vdot": ("self", "other", -2),

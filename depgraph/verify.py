@@ -31,6 +31,8 @@ class Mismatch(DepgraphError):
 def verify(graph: DependencyGraph, small: nn.Module, kept: Mapping[Atom, Tensor]) -> None:
     """Prove that a sliced model runs the ops of the original at the predicted shapes.
 
+    In the mode of the trace, and in the other one where that couples or runs anything else.
+
     Parameters
     ----------
     graph : DependencyGraph
@@ -52,12 +54,19 @@ def verify(graph: DependencyGraph, small: nn.Module, kept: Mapping[Atom, Tensor]
     the others: a forward is a function of these, so that they would give the same nodes. What
     cannot be compared is run, and a module that has changed by the end makes the trace start over.
     """
+    for p in graph.in_modes:
+        _verify_in_mode(graph, p, small, kept)
+
+
+def _verify_in_mode(
+    graph: DependencyGraph, p: Propagation, small: nn.Module, kept: Mapping[Atom, Tensor]
+) -> None:
     sizes = kept_sizes(kept)
-    args, kwargs = graph.traced.example
+    args, kwargs = p.trace.example
     modules = named_modules(small)
     modes = {name: module.training for name, module in modules.items()}
     for name, module in modules.items():
-        module.training = graph.traced.modes.get(name, module.training)
+        module.training = p.trace.modes.get(name, module.training)
     try:
         again = trace_forward(small, args, kwargs)
     except TraceError as error:
@@ -65,22 +74,22 @@ def verify(graph: DependencyGraph, small: nn.Module, kept: Mapping[Atom, Tensor]
     finally:
         for name, module in modules.items():
             module.training = modes[name]
-    dead = graph.dead(sizes)
-    before = [
-        node for node in graph.traced.nodes if node.op == "call_function" and node not in dead.nodes
-    ]
-    after = [node for node in again.nodes if node.op == "call_function"]
+    # a forward that was rewritten need not ask again what the original asked
+    dead = graph.dead(sizes, p)
+    gone = dead.nodes | p.trace.asking
+    before = [n for n in p.trace.nodes if n.op == "call_function" and n not in gone]
+    after = [n for n in again.nodes if n.op == "call_function" and n not in again.asking]
     for old, new in zip(before, after, strict=False):
-        _compare(graph, old, new, kept, sizes)
+        _compare(graph, p, old, new, kept)
     if len(before) != len(after):
         raise Mismatch(
             "",
             f"the sliced model runs {len(after)} ops, the original {len(before)}; its forward "
             "depends on a size in a way the plan cannot follow",
         )
-    for name in graph.traced.tensors.keys() - dead.tensors:
-        node = graph.traced.tensors[name]
-        expected = value_shape(graph.propagation, node, sizes)
+    for name in p.trace.tensors.keys() - dead.tensors:
+        node = p.trace.tensors[name]
+        expected = value_shape(p, node, sizes)
         if shape(again.tensors[name]) != expected:
             raise Mismatch(
                 "", f"parameter '{name}' came out as {shape(again.tensors[name])}, not {expected}"
@@ -89,14 +98,14 @@ def verify(graph: DependencyGraph, small: nn.Module, kept: Mapping[Atom, Tensor]
 
 def _compare(
     graph: DependencyGraph,
+    p: Propagation,
     old: fx.Node,
     new: fx.Node,
     kept: Mapping[Atom, Tensor],
-    sizes: Mapping[Atom, int],
 ) -> None:
-    p = graph.propagation
+    sizes = kept_sizes(kept)
     expected = value_shape(p, old, sizes)
-    module = graph.traced.owner.get(old, "")
+    module = p.trace.owner.get(old, "")
     if _kind(old) == _kind(new) and shape(new) == expected:
         if not _same_numbers(p, old, new, kept):
             raise Mismatch(module, f"module '{module}' computes a number from a pruned size")
@@ -105,7 +114,7 @@ def _compare(
     touched = {
         pruned[atom]
         for value in (old, *old.all_input_nodes)
-        for axis in graph.propagation.axes(value)
+        for axis in p.axes(value)
         for atom in axis_atoms(axis)
         if atom in pruned
     }

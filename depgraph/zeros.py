@@ -205,7 +205,7 @@ def _channel_norm(p: Propagation, node: fx.Node, atom: Atom, zero: Vanishes) -> 
     return channels and ("num_groups" in a or (centred and zero(node.all_input_nodes[0])))
 
 
-@_family("matmul", "mm", "bmm", "mv")
+@_family("matmul", "mm", "bmm", "mv", "_grouped_mm")
 def _matmul(p: Propagation, node: fx.Node, atom: Atom, zero: Vanishes) -> bool:
     """Rows come from the left factor, columns from the right one, the rest from either."""
     left, right = node.args[:2]

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from depgraph import DepgraphError
+from depgraph.files import replacing, temporary_prefix
 from domains.folders import Sample
 from domains.recipe import FinetuneSettings
 from domains.split import Split
@@ -39,16 +40,11 @@ def save_checkpoint(directory: Path, state: dict[str, Any]) -> None:
     DepgraphError
         The disk is full or read-only; the checkpoint before is untouched.
     """
-    part = directory / f"{FILE_NAME}.part"
     try:
-        try:
-            with part.open("wb") as file:
-                torch.save(state, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, directory / FILE_NAME)
-        finally:
-            part.unlink(missing_ok=True)
+        with replacing(directory / FILE_NAME) as part, part.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
     except (OSError, RuntimeError) as error:  # torch's zip writer turns a short write to the latter
         cause = error.__context__ if isinstance(error, RuntimeError) else error
         if isinstance(cause, KeyboardInterrupt):  # which its zip writer hides as well
@@ -62,13 +58,23 @@ def save_checkpoint(directory: Path, state: dict[str, Any]) -> None:
         ) from error
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether a file is a checkpoint that a training of this package wrote."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, *UNREADABLE):
+        return False
+    return isinstance(state, dict) and {"identity", "state"} <= state.keys()
+
+
 def prepare_directory(directory: Path) -> None:
     """Create the folder and write to it once, so that a bad one is found before training."""
-    probe = directory / f"{FILE_NAME}.part"
+    place = directory / FILE_NAME
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"")
-        probe.unlink()
+        place.with_name(f"{temporary_prefix(place)}probe.tmp").write_bytes(b"")
+        for left in directory.glob(f"{temporary_prefix(place)}*.tmp"):  # the probe, and what a
+            left.unlink()  # run that was killed has left
     except OSError as error:
         raise DepgraphError(
             f"cannot write to {directory} ({error.strerror}); choose another folder"

@@ -6,7 +6,6 @@ from functools import cache
 
 import numpy as np
 from PIL import Image, ImageChops, ImageFilter
-from sklearn.datasets import load_sample_images
 
 SIZE = 32  # pixels a side
 _LARGE = 2 * SIZE  # where shapes are made, so that their edges come out smooth
@@ -104,4 +103,6 @@ def _hsv(hue: float, saturation: float, value: float) -> np.ndarray:
 @cache
 def _photographs() -> list[np.ndarray]:
     """Return scikit-learn's two photographs, half the size so that a piece has structure."""
+    from sklearn.datasets import load_sample_images
+
     return [np.asarray(Image.fromarray(image).reduce(2)) for image in load_sample_images().images]

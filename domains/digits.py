@@ -3,13 +3,14 @@
 The same digit has the same file name in every domain, so split by stem. It needs no network.
 """
 
+import glob
 import json
 import os
+import secrets
 import shutil
 from pathlib import Path
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 from depgraph import DepgraphError
 from domains._digit_styles import STYLES, enlarge
@@ -57,6 +58,8 @@ def write_digits(
     Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI, 1998 (the digits). Ganin
     et al., "Domain-Adversarial Training of Neural Networks", 2016 (MNIST-M: ``photo``).
     """
+    from sklearn.datasets import load_digits  # large, and for the digits alone
+
     root = Path(root)
     digits = load_digits()
     chosen = _choose(digits.target, seed, per_class)
@@ -70,20 +73,41 @@ def write_digits(
     try:
         if _is_complete(root, manifest):
             return root
-        part = root.with_name(f".{root.name}.part")
-        shutil.rmtree(part, ignore_errors=True)  # of a run that was killed
+        part = root.with_name(f".{root.name}.{secrets.token_hex(8)}.part")
         try:
             _write_all(part, digits, chosen, seed, progress)
             (part / MANIFEST).write_text(json.dumps(manifest, indent=1))
-            shutil.rmtree(root, ignore_errors=True)  # empty or ours and incomplete, as checked
-            os.replace(part, root)
+            _put(part, root, manifest)
+        except OSError:
+            if not _is_complete(root, manifest):  # by another process, which cleared ours away
+                raise
         finally:
             shutil.rmtree(part, ignore_errors=True)
+        _clear_left(root)
     except OSError as error:
         raise DepgraphError(
             f"cannot write the digits to {root} ({error.strerror}); choose another folder"
         ) from error
     return root
+
+
+def _put(part: Path, root: Path, manifest: dict[str, object]) -> None:
+    """Rename the drawn folder, unless another process has put the same one there."""
+    try:
+        os.replace(part, root)  # over an empty folder too
+    except OSError:
+        if not root.is_dir() or _is_complete(root, manifest):
+            raise
+        shutil.rmtree(root)  # ours and incomplete, as checked
+        os.replace(part, root)
+
+
+def _clear_left(root: Path) -> None:
+    """Remove what calls that were killed have left; one still at work finds the root complete."""
+    known = {*STYLES, MANIFEST}
+    for left in root.parent.glob(f".{glob.escape(root.name)}.*part"):
+        if left.is_dir() and {path.name for path in left.iterdir()} <= known:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _choose(labels: np.ndarray, seed: int, per_class: int | None) -> list[int]:

@@ -1,5 +1,6 @@
 """Accuracy per domain, and the batches that metrics look at; the model comes back as it was."""
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,9 @@ from domains.folders import DomainData, Sample
 from domains.split import Split
 
 Samples = Split | DomainData | Mapping[str, Sequence[Sample]] | Sequence[Sample]
+
+
+_log = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -71,6 +75,7 @@ def evaluate(
             task = bar.add_task(f"evaluate {name}", total=len(loader))
             ticks = bar.track(loader, task_id=task, update_period=0.5)
             accuracies[name] = score(model, ticks, run, classes)[0]
+            _log.info("accuracy on %s: %.1f%%", name, 100 * accuracies[name])
     return accuracies
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from depgraph import DepgraphError
 from domains._memory import forward_peak_bytes, weights_bytes
+from domains._paired import paired
 from domains._stand import (
     DTYPES,
     borrowed,
@@ -94,12 +95,18 @@ class Timing:
 
     Parameters
     ----------
-    latency_ms, latency_iqr_ms, latency_min_ms, latency_max_ms : float
-        Median, interquartile range and extremes over the rounds, milliseconds for one batch.
+    latency_ms : float
+        Milliseconds for one batch. Of the first model the median over the rounds; of another one
+        that median divided by its speed-up: what it takes in a round where the first takes that.
+        So latencies and speed-ups agree, and noise that all models met has no part in either.
+    median_ms, latency_iqr_ms, latency_min_ms, latency_max_ms : float
+        Median, interquartile range and extremes over the rounds of the model by itself.
     throughput : float
-        Images per second at the median latency.
+        Images per second at `latency_ms`.
     speedup : float
         Median over the rounds of (time of the first model / time of this one), 1 for the first.
+    speedup_interval : tuple of two floats
+        Its 95% confidence interval by order statistics, for rounds that are independent.
     peak_memory_bytes : int
         Weights and buffers, plus the most that one forward pass had allocated at once from torch's
         allocator of that device, after a first pass. Not in it: the input batch, the code, and
@@ -117,11 +124,13 @@ class Timing:
     """
 
     latency_ms: float
+    median_ms: float
     latency_iqr_ms: float
     latency_min_ms: float
     latency_max_ms: float
     throughput: float
     speedup: float
+    speedup_interval: tuple[float, float]
     peak_memory_bytes: int
     weights_bytes: int
     rounds: int
@@ -206,14 +215,17 @@ def _timing(
     device: torch.device,
 ) -> Timing:
     own = times[:, column]
-    low, median, high = np.percentile(own, [25, 50, 75])
+    low, high = np.percentile(own, [25, 75])
+    seconds, speedup, interval = paired(times, column)
     return Timing(
-        latency_ms=float(median) * 1e3,
+        latency_ms=seconds * 1e3,
+        median_ms=float(np.median(own)) * 1e3,
         latency_iqr_ms=float(high - low) * 1e3,
         latency_min_ms=float(own.min()) * 1e3,
         latency_max_ms=float(own.max()) * 1e3,
-        throughput=settings.batch_size / float(median),
-        speedup=float(np.median(times[:, 0] / own)),
+        throughput=settings.batch_size / seconds,
+        speedup=speedup,
+        speedup_interval=interval,
         peak_memory_bytes=held_bytes + forward_bytes,
         weights_bytes=held_bytes,
         rounds=len(own),

@@ -15,9 +15,9 @@ from torch import nn
 from domains._checkpoint import load_checkpoint, prepare_directory, run_identity, save_checkpoint
 from domains._device import accelerator, borrowed
 from domains._epoch import EpochRunner, Hooks
-from domains._progress import progress_bar
+from domains._progress import duration, progress_bar, tell
 from domains._sharding import fsdp_plugin
-from domains._state import EpochRow, start
+from domains._state import EpochRow, Judgement, start
 from domains.processes import is_main, wait
 from domains.recipe import FinetuneSettings
 from domains.split import Split
@@ -27,13 +27,15 @@ from domains.split import Split
 class FinetuneResult:
     """History of a fine-tuning and the epoch whose weights the model now has.
 
-    `best_epoch` 0 is the model as it came, where `may_keep_start` is set.
+    `best_epoch` 0 is the model as it came, where `may_keep_start` is set; `start` is what that was
+    worth on the validation parts.
     """
 
     history: list[EpochRow]
     best_epoch: int
     best_val_accuracy: float
     seconds: float
+    start: Judgement | None = None
 
 
 def finetune(
@@ -47,6 +49,7 @@ def finetune(
     teacher: nn.Module | None = None,
     on_epoch: Callable[[EpochRow], None] | None = None,
     hooks: Hooks | None = None,
+    name: str = "training",
 ) -> FinetuneResult:
     """Train `model` on the source domains of `split`; it ends with its best epoch's weights.
 
@@ -65,13 +68,16 @@ def finetune(
         Continue from the checkpoint in `directory`; where there is none, begin. False: begin anew,
         and replace any checkpoint there.
     progress : bool
-        Show a progress bar on standard error.
+        Show a progress bar on standard error; a line for each epoch where that is no terminal and
+        the logger "domains" is not heard.
     teacher : nn.Module or None
         Usually the dense model: its outputs are learnt from too, as `settings` weighs them.
     on_epoch : callable or None
         Called with the row of each epoch once its checkpoint is written: never twice for one.
     hooks : Hooks or None
         What else is done to the model while it trains.
+    name : str
+        What the lines that are logged begin with.
 
     Returns
     -------
@@ -105,8 +111,6 @@ def finetune(
     settings = settings or FinetuneSettings()
     folder = Path(directory)
     device = accelerator(settings.device, settings.amp)
-    if is_main():
-        prepare_directory(folder)
     identity = run_identity(model, split, settings, teacher, None if hooks is None else hooks.name)
     saved = load_checkpoint(folder, identity) if resume else None
     wait()  # none writes before all have read
@@ -121,12 +125,15 @@ def finetune(
         state = start(model, settings, device, runner.algorithm, runner.distillation)
         if saved is not None:
             state.load_dict(saved["state"])
+        if is_main() and len(state.history) < settings.epochs and not state.algorithm.finished:
+            prepare_directory(folder)
         if settings.may_keep_start and state.before is None and not state.history:
             state.add_before(runner.judge(state))
         for epoch in range(len(state.history), settings.epochs):
             if state.algorithm.finished:
                 break
             state.add(runner.run(state, epoch))
+            tell(_line(name, state.history, settings.epochs), progress)
             now = state.to_dict()  # of all processes: shards are gathered
             if is_main():
                 save_checkpoint(folder, {"identity": identity, "state": now})
@@ -134,7 +141,24 @@ def finetune(
                     on_epoch(state.history[-1])
         device.unwrap_model(state.trained, keep_fp32_wrapper=False)  # undoes what sharing changed
         model.load_state_dict(state.best)
+        if settings.may_keep_start and state.best_epoch == 0:
+            tell(f"{name}: no epoch was better than the model as it came, which is kept", progress)
     seconds = sum(row["seconds"] for row in state.history)
     return FinetuneResult(
-        state.history, state.best_epoch, state.best_judgement["val_accuracy"], seconds
+        state.history,
+        state.best_epoch,
+        state.best_judgement["val_accuracy"],
+        seconds,
+        state.before,
+    )
+
+
+def _line(name: str, history: list[EpochRow], epochs: int) -> str:
+    """What the last epoch came to, and when the last one will end."""
+    row = history[-1]
+    left = (epochs - row["epoch"]) * sum(past["seconds"] for past in history) / len(history)
+    return (
+        f"{name}: epoch {row['epoch']} of {epochs}, loss {row['train_loss']:.4f}, validation loss "
+        f"{row['val_loss']:.4f}, validation accuracy {100 * row['val_accuracy']:.1f}%, "
+        f"{duration(row['seconds'])} an epoch, ETA {duration(left)}"
     )

@@ -12,7 +12,6 @@ from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from depgraph import DepgraphError
 from domains._device import all_logits
 from domains._memory import forward_peak_bytes, weights_bytes
+from domains._paired import paired
 from domains._stand import cpu_threads, find_device, random_images, room_to_compile
 from domains.timing import AMP, TimingSettings, in_turns
 
@@ -31,15 +31,19 @@ class TrainingTiming:
     Parameters
     ----------
     step_ms : float
-        Median over the rounds.
+        Of the first model the median over the rounds; of another one that median divided by its
+        speed-up, as in `timing.Timing`.
     steps_per_second, images_per_second : float
-        At the median.
+        At `step_ms`.
     speedup : float
         Median over the rounds of (time of the first model / time of this one).
+    speedup_interval : tuple of two floats
+        Its 95% confidence interval.
     peak_memory_bytes : int
         Weights, plus the most that one step had allocated at once after a first step, which made
         the optimiser's state; on the CPU without what oneDNN takes for itself.
-    batch_size : int
+    rounds, batch_size : int
+        Measured rounds; images a step.
     dtype : str
         ``"float32"``, ``"amp-bf16"`` or ``"amp-fp16"``.
     compiled, checkpointed : bool
@@ -49,7 +53,9 @@ class TrainingTiming:
     steps_per_second: float
     images_per_second: float
     speedup: float
+    speedup_interval: tuple[float, float]
     peak_memory_bytes: int
+    rounds: int
     batch_size: int
     dtype: str
     compiled: bool
@@ -107,13 +113,16 @@ def compare_training(
             _first(name, step, images)
         peaks = [forward_peak_bytes(step, images) for step in steps.values()]
         times = in_turns(list(steps.values()), images, settings)
+    found = [paired(times, i) for i in range(len(ready))]
     return {
         name: TrainingTiming(
-            step_ms=(median := float(np.median(times[:, i]))) * 1e3,
-            steps_per_second=1 / median,
-            images_per_second=settings.batch_size / median,
-            speedup=float(np.median(times[:, 0] / times[:, i])),
+            step_ms=found[i][0] * 1e3,
+            steps_per_second=1 / found[i][0],
+            images_per_second=settings.batch_size / found[i][0],
+            speedup=found[i][1],
+            speedup_interval=found[i][2],
             peak_memory_bytes=weights_bytes(ready[name]) + peaks[i],
+            rounds=len(times),
             batch_size=settings.batch_size,
             dtype=f"amp-{settings.amp}" if settings.amp else "float32",
             compiled=settings.compile,

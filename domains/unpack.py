@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from depgraph import DepgraphError
+from depgraph.files import replacing
 from domains._archives import Limits, Member, Source, TarSource, ZipSource
 from domains._hdf5 import by_domain
 from domains._hub import HUB_PREFIX, HubSource, is_saved_dataset
@@ -227,6 +228,8 @@ def _check_room(part: Path, opened: Sequence[Source], max_bytes: int) -> None:
 
 def _write(part: Path, opened: Sequence[Source], progress: bool) -> int:
     done = {path.relative_to(part).as_posix() for path in part.glob("*/*/*")}
+    for left in (path for path in done if path.endswith(".tmp")):  # by a call that was killed
+        (part / left).unlink()
     done = {path for path in done if not path.endswith(".tmp")}
     written = 0
     with progress_bar(progress) as bar:
@@ -243,6 +246,5 @@ def _write(part: Path, opened: Sequence[Source], progress: bool) -> int:
 def _write_one(part: Path, member: Member, content: bytes) -> None:
     folder = part / member.domain / member.class_name
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{member.file}.tmp"
-    temporary.write_bytes(content)
-    os.replace(temporary, folder / member.file)
+    with replacing(folder / member.file) as temporary:
+        temporary.write_bytes(content)

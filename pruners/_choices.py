@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from math import lcm
 
 import torch
 from torch import Tensor
@@ -168,8 +169,11 @@ def block_sizes(
     needed = limits.min_units or int(graph.needs_a_unit(group.name) is not None)
     if isinstance(step, str):
         assert latency is not None  # checked by the allocator
-        counts = torch.tensor(latency.fast_sizes(group, least=min(needed, size)))
+        fast = latency.fast_sizes(group, least=min(needed, size))
+        each = graph.multiple_of(group.name)
+        counts = torch.tensor([n for n in fast if n % each == 0 or n == size])
         return counts.diff().flip(0)
+    step = lcm(step, graph.multiple_of(group.name))
     least = -(-needed // step) * step
     if size <= least:
         return torch.zeros(0, dtype=torch.long)

@@ -132,7 +132,7 @@ def allocator(
             rankings = [_rank(members, values, blocks) for members in _classes(groups, scope)]
             kept = goal.meet(partial(_keep, rankings, floor))
         kept = goal.settle(groups, values, blocks, kept)
-        return kept if round_to != AUTO else _no_slower(latency, groups, values, kept)
+        return kept if round_to != AUTO else _no_slower(graph, latency, groups, values, kept)
 
     def choose(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for groups in widened[:-1]:
@@ -144,6 +144,7 @@ def allocator(
 
 
 def _no_slower(
+    graph: DependencyGraph,
     latency: LatencyModel | None,
     groups: Sequence[Group],
     scores: Mapping[str, Tensor],
@@ -153,7 +154,7 @@ def _no_slower(
     assert latency is not None  # checked by the allocator
     sizes = {name: len(units) for name, units in kept.items()}
     for group in groups:
-        sizes[group.name] = latency.no_slower(group, sizes)
+        sizes[group.name] = latency.no_slower(group, sizes, graph.multiple_of(group.name))
     orders = {g.name: torch.argsort(scores[g.name], stable=True) for g in groups}
     return {name: order[len(order) - sizes[name] :].sort().values for name, order in orders.items()}
 

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from depgraph import DependencyGraph
 from pruners._calls import Call
+from pruners._finite import check_seen
+from pruners._solving import TINY, roots
 from pruners.attention import Attention, Part, find_attentions
 from pruners.metrics import Batch
 from pruners.moments import place_weights, watch_gradients
@@ -64,6 +66,8 @@ def align_head_dims(
     statistics.count = watch_gradients(model, statistics.weights, batches, statistics.tap, seed)
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     attentions = [attention for attention in attentions if statistics.saw(attention)]
+    for (weight, _), seen in statistics.sums.items():
+        check_seen(weight, seen)
     for attention in attentions:
         output = tensors[attention.output.weight]
         turn = value_turn(output, attention.output.index, *statistics.value(attention))
@@ -78,39 +82,26 @@ def align_head_dims(
 
 def value_turn(output: Tensor, columns: Tensor, covariance: Tensor, gradients: Tensor) -> Tensor:
     """Orthogonal matrices (heads, new, old) that put the best directions of v first."""
-    lower = torch.linalg.cholesky(_ridged(covariance))
+    root, inverse = roots(covariance, RIDGE)
     columns = columns.to(output.device)
     weights = output.detach().double()[:, columns].permute(1, 0, 2)  # (heads, out, head_dim)
-    weighted = root(gradients) @ weights @ lower
+    weighted = roots(gradients)[0] @ weights @ root
     right = torch.linalg.svd(weighted, full_matrices=True).Vh  # (heads, new, head_dim)
-    directions = torch.linalg.solve_triangular(lower.mT, right.mT, upper=True)
-    return torch.linalg.qr(directions).Q.mT
+    return torch.linalg.qr(inverse @ right.mT).Q.mT
 
 
 def query_key_turns(query: Tensor, key: Tensor, gradients: Tensor) -> tuple[Tensor, Tensor]:
     """Matrices (heads, new, old) for q and k; one is the transposed inverse of the other."""
-    query_root, key_root = (torch.linalg.cholesky(_ridged(c)) for c in (query, key))
-    spread, right = torch.linalg.svd(query_root.mT @ key_root)[1:]
-    spread = spread.clamp_min(1e-12).sqrt()[..., None]
-    turn_query = right @ key_root.mT / spread
-    turn_key = torch.linalg.solve_triangular(key_root.mT, right.mT * spread.mT, upper=True).mT
+    (query_root, _), (key_root, key_inverse) = (roots(c, RIDGE) for c in (query, key))
+    spread, right = torch.linalg.svd(query_root @ key_root)[1:]
+    spread = spread.sqrt()[..., None]
+    turn_query = right @ key_root / spread
+    turn_key = right @ key_inverse * spread
     # Falling order of what each direction does to the loss, not to the products alone.
     moved = turn_key @ gradients @ turn_key.mT
     importance = (moved.diagonal(dim1=-2, dim2=-1)) * spread[..., 0] ** 2
     order = importance.argsort(dim=-1, descending=True)[..., None].expand_as(turn_query)
     return turn_query.gather(1, order), turn_key.gather(1, order)
-
-
-def root(matrix: Tensor) -> Tensor:
-    """The symmetric square root of a positive semidefinite matrix."""
-    values, vectors = torch.linalg.eigh(matrix)
-    return (vectors * values.clamp_min(0).sqrt()) @ vectors.mT
-
-
-def _ridged(moments: Tensor) -> Tensor:
-    mean = moments.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(1e-30)[..., None, None]
-    eye = torch.eye(moments.shape[-1], dtype=moments.dtype, device=moments.device)
-    return moments + RIDGE * mean * eye
 
 
 def _turn_rows(tensors: dict[str, Tensor], part: Part, turn: Tensor) -> None:
@@ -199,7 +190,8 @@ class _Statistics:
 
 def _of_trace_one(moments: Tensor) -> Tensor:
     trace = moments.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
-    return moments / trace.clamp_min(1e-30)
+    even = torch.eye(moments.shape[-1], dtype=moments.dtype, device=moments.device)
+    return torch.where(trace > TINY, moments / trace.clamp_min(TINY), even / len(even))
 
 
 def _moments(left: Tensor, right: Tensor) -> Tensor:

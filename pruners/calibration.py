@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from depgraph import DependencyGraph, DepgraphError
+from depgraph.files import replacing
 from pruners._choices import AUTO
 from pruners.context import fit_factors, random_sizes
 from pruners.latency import LatencyModel, missing_grids, probes, with_times
@@ -192,13 +193,11 @@ def _read(path: Path, here: Device) -> LatencyTable:
 
 
 def _write(path: Path, table: LatencyTable) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(table.to_json(), encoding="utf-8")
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            temporary.write_text(table.to_json(), encoding="utf-8")
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise DepgraphError(
             f"cannot write the latency table '{path}': {error.strerror}; choose another place"
         ) from error

@@ -24,12 +24,20 @@ from torch import Tensor, nn
 
 from depgraph import DepgraphError, Plan
 from pruners._calls import Call, Watch, readable, run
+from pruners._finite import check_seen
+from pruners._solving import solve_moments
 from pruners.gradient import evaluating
 from pruners.metrics import Batch
 from pruners.recalibration import Recalibration, WatchNorms, observe_norms
 
 DAMPING = 0.01
 """Share of the mean diagonal that holds the refitted weights near those they had."""
+
+ROUNDING = 1e-9
+"""Share of the mean square of the inputs below which their spread is taken for rounding."""
+
+ROWS = 1 << 13
+"""Places whose products are added up in float32, before they go to the sum in float64."""
 
 
 @torch.no_grad()
@@ -52,7 +60,8 @@ def compensate(
     batches : sequence of (inputs, targets)
         The targets are not read.
     damping : float
-        ``min_D sum_t |y_t - (W + D) x_t|^2 + damping * mean(x^2) * samples * |D|^2``.
+        ``min_D sum_t |y_t - (W + D) x_t|^2 + damping * mean(x^2) * samples * |D|^2``. Directions
+        that the samples say nothing of keep their weights.
 
     Returns
     -------
@@ -134,7 +143,9 @@ class _Refit:
         x = call.rows.flatten(0, 1)
         bias = call.bias if isinstance(call.bias, nn.Parameter) else None
         given = 0 if call.bias is None or bias is not None else call.bias
-        weight, offset = least_squares(x, y - given, call.parameter.flatten(1), bias, self.damping)
+        weight, offset = least_squares(
+            x, y - given, call.parameter.flatten(1), bias, self.damping, call.weight
+        )
         call.parameter.copy_(weight.reshape(call.parameter.shape))
         if bias is not None and offset is not None:
             bias.copy_(offset)
@@ -146,7 +157,7 @@ class _Refit:
 
 
 def least_squares(
-    x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, damping: float
+    x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, damping: float, name: str = "weight"
 ) -> tuple[Tensor, Tensor | None]:
     """Weight and bias nearest to the given ones with ``x weight^T + bias`` nearest to y.
 
@@ -158,25 +169,38 @@ def least_squares(
         None: the layer has none, and gets none.
     damping : float
         See `compensate`.
+    name : str
+        Of the weight, for the error.
 
     Returns
     -------
     weight : Tensor
     bias : Tensor or None
+
+    Raises
+    ------
+    DepgraphError
+        When x or y is not finite, or its squares are not.
     """
     exact = torch.promote_types(weight.dtype, torch.float32)
     x, y, weight = x.to(exact), y.to(exact), weight.to(exact)
-    bias = None if bias is None else bias.to(exact)
-    error = y - F.linear(x, weight, bias)
     mean_x = x.mean(0) if bias is not None else x.new_zeros(x.shape[1])
-    mean_error = error.mean(0) if bias is not None else error.new_zeros(error.shape[1])
-    moment = (x.T @ x).double() - len(x) * torch.outer(mean_x, mean_x).double()
-    cross = (x.T @ error).double() - len(x) * torch.outer(mean_x, mean_error).double()
-    moment.diagonal().add_(damping * moment.diagonal().mean().clamp_min(1e-30))
-    change = torch.linalg.solve(moment, cross).T.to(exact)
-    if bias is None:
-        return weight + change, None
-    return weight + change, bias + mean_error - change @ mean_x
+    mean_y = y.mean(0) if bias is not None else y.new_zeros(y.shape[1])
+    moment = x.new_zeros(x.shape[1], x.shape[1], dtype=torch.float64)
+    cross = x.new_zeros(x.shape[1], y.shape[1], dtype=torch.float64)
+    for rows, wanted in zip(x.split(ROWS), y.split(ROWS), strict=True):
+        rows, wanted = (
+            rows - mean_x,
+            wanted - mean_y,
+        )  # not afterwards: it would leave rounding only
+        moment += rows.T @ rows
+        cross += rows.T @ (wanted - rows @ weight.T)
+    check_seen(name, moment, cross)
+    spread = moment.diagonal().mean()
+    size = spread + len(x) * mean_x.double().square().mean()
+    change = solve_moments(moment, cross, damping * spread + (ROUNDING * size).clamp_min(1e-30))
+    weight = weight + change.T.to(exact)
+    return weight, None if bias is None else mean_y - weight @ mean_x
 
 
 class _Teacher:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from depgraph import DependencyGraph
 from pruners._calls import first_tensor, run
+from pruners._finite import check_outputs
 from pruners._units import reduce_others, sum_over_members
 from pruners.gradient import Loss, check_targets, cross_entropy, evaluating
 from pruners.metrics import Batch
@@ -106,6 +107,7 @@ def draw_labels(
     with evaluating(model):
         logits = first_tensor(run(model, inputs))
     shares = logits.flatten(0, -2).float().softmax(-1).cpu()
+    check_outputs(shares)
     labels = torch.multinomial(shares, draws, replacement=True, generator=generator)
     return [column.reshape(logits.shape[:-1]).to(logits.device) for column in labels.T]
 

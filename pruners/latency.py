@@ -127,13 +127,23 @@ class LatencyModel:
             self._frontiers[key] = tuple(reversed(found))
         return self._frontiers[key]
 
-    def no_slower(self, group: Group, sizes: Mapping[str, int]) -> int:
-        """The largest size of a group that is as fast as the one it has, a few units on at most."""
+    def no_slower(self, group: Group, sizes: Mapping[str, int], multiple: int = 1) -> int:
+        """The largest size of a group that is as fast as the one it has, a few units on at most.
+
+        Parameters
+        ----------
+        group : Group
+        sizes : mapping of str to int
+            Of all groups.
+        multiple : int
+            Of which the size has to be one.
+        """
         atoms, atom = self._of_atoms(sizes), self._atoms[group.name]
         work, here = self._touching.get(atom, []), sizes[group.name]
         most = self._sum(work, atoms)
         last = min(group.size, here + ALIGNMENTS[-1])
-        fitting = (n for n in range(last, here, -1) if self._sum(work, {**atoms, atom: n}) <= most)
+        larger = (n for n in range(last, here, -1) if n % multiple == 0)
+        fitting = (n for n in larger if self._sum(work, {**atoms, atom: n}) <= most)
         return next(fitting, here)
 
     def multiples(self, group: Group) -> dict[int, float]:

@@ -21,11 +21,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pruners._calls import Call, Watch, first_tensor, readable, run
+from pruners._finite import check_outputs, check_seen
 from pruners.gradient import evaluating
 from pruners.metrics import Batch
 
 EVENNESS = 0.1
 """Share of the mean weight that each place has besides its own."""
+
+LEAST = 1e-20
+"""Weight of every place besides: where no gradient comes (a head of zeros), all are alike."""
 
 Tap = Callable[[Call, Tensor, Tensor], None]
 """What to do with a call, its output and the gradient of the output."""
@@ -79,6 +83,8 @@ def layer_moments(
         sums[call.weight][1] += weighted_moment(g.flatten(0, 1))
 
     count = watch_gradients(model, set(weights), batches, tap, seed)
+    for name, seen in sums.items():
+        check_seen(name, *seen)
     return {
         name: Moments(inputs / count, gradients / gradients.trace().clamp_min(1e-30))
         for name, (inputs, gradients) in sums.items()
@@ -88,7 +94,7 @@ def layer_moments(
 def place_weights(gradient: Tensor) -> Tensor:
     """Squared length of each place's gradient (..., places, d), evened out a little."""
     squares = gradient.float().square().sum(-1)
-    return squares + EVENNESS * squares.mean()
+    return squares + EVENNESS * squares.mean() + LEAST
 
 
 def weighted_moment(rows: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -150,6 +156,7 @@ def _one_batch(
         with Watch(model, weights, after):
             logits = first_tensor(run(model, inputs)).flatten(0, -2).float()
         shares = logits.detach().softmax(-1).cpu()
+        check_outputs(shares)
         labels = torch.multinomial(shares, 1, generator=generator).flatten().to(logits.device)
         if logits.requires_grad:
             F.cross_entropy(logits, labels, reduction="sum").backward()

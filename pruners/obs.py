@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from depgraph import DependencyGraph, Group
+from pruners._solving import roots
 from pruners.attention import Attention, find_attentions
-from pruners.basis import root
 from pruners.metrics import Batch
 from pruners.moments import Moments, layer_moments
 
@@ -153,7 +153,7 @@ def eliminate(weight: Tensor, moments: Moments, columns: Tensor, damping: float)
     inputs.diagonal().add_(damping * inputs.diagonal()[:-1].mean().clamp_min(1e-30))
     inverse = torch.linalg.inv(inputs)
     columns = columns.to(inverse.device)
-    weights = root(moments.gradients) @ weight.double() / 2**0.5
+    weights = roots(moments.gradients)[0] @ weight.double() / 2**0.5
     weights = torch.nn.functional.pad(weights, (0, 1))  # the bias stays, and adapts
     scores = torch.zeros(len(columns), dtype=torch.float64, device=inverse.device)
     left = torch.arange(len(columns), device=inverse.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from depgraph import DependencyGraph, DepgraphError, Plan, trace
 from pruners._choices import AUTO
+from pruners._finite import check_weights
 from pruners.allocation import PER, allocator
 from pruners.basis import align_head_dims
 from pruners.calibration import with_latency
@@ -22,6 +24,8 @@ from pruners.latency import LatencyModel
 from pruners.metrics import Batch, Metric, make_metric
 from pruners.own import own_choices
 from pruners.scoring import scored_on, shared_samples
+
+_log = logging.getLogger(__name__)
 
 
 def prune(
@@ -98,7 +102,8 @@ def prune(
     Raises
     ------
     DepgraphError
-        For any argument out of range; the model is untouched.
+        For any argument out of range, and for a weight or an input that is not finite; the model is
+        untouched.
 
     Examples
     --------
@@ -202,6 +207,7 @@ def plan_cut(
             "or pass compensate=False"
         )
     graph = trace(model, example_inputs)
+    check_weights(model)
     choices = with_defaults(scorer, ratio=ratio, **choices)
     defaults = {"batch_size": _batch_of(example_inputs), **clock_of(model)}
     if not any(tensor.is_meta for tensor in model.parameters()):
@@ -218,7 +224,12 @@ def plan_cut(
     kept = choose(scorer.score(model, graph, taken))
     if per_head:
         kept = own_choices(model, graph, scorer, taken, kept)
-    return PlannedCut(model, graph, graph.plan(kept), calibration)
+    plan = graph.plan(kept)
+    if _log.isEnabledFor(logging.INFO):
+        params, macs = plan.num_params / graph.num_params, plan.macs / graph.macs
+        said = scorer.name, 100 * params, 100 * macs
+        _log.info("cut by %s: %.1f%% of the parameters stay, %.1f%% of the MACs", *said)
+    return PlannedCut(model, graph, plan, calibration)
 
 
 def with_defaults(

@@ -13,6 +13,9 @@ from torch.overrides import TorchFunctionMode
 
 from depgraph import Plan
 
+EVENNESS = 1e-3
+"""Share of a norm's own variance that is added to those observed before they are compared."""
+
 _ATEN = torch.ops.aten  # what a forward that the slicer generated calls
 _STATISTICS_AT = {
     F.batch_norm: 1,
@@ -136,5 +139,7 @@ class Recalibration:
         kept = self.kept.get(name, {}).get(0)
         index: Any = slice(None) if kept is None else kept.to(mean.device)
         mean += (seen.mean - was.mean[index]).to(mean)
-        variance *= (seen.variance / was.variance[index].clamp_min(1e-12)).to(variance)
+        # without spread on these samples (a single one, say) the ratio is that of rounding
+        least = EVENNESS * variance.double() + 1e-30
+        variance *= ((seen.variance + least) / (was.variance[index] + least)).to(variance)
         self.done.append(name)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from depgraph import DependencyGraph, DepgraphError
+from pruners._finite import check_batch, check_weights
 from pruners.metrics import Batch, Metric, make_metric
 
 DEFAULT_SAMPLES = 64
@@ -79,9 +80,11 @@ def score(
     Raises
     ------
     DepgraphError
-        When the metric needs data and there is none, or less than asked for.
+        When the metric needs data and there is none, or less than asked for; when a weight or an
+        input is not finite.
     """
     scorer = make_metric(metric, seed=seed)
+    check_weights(model)
     return scorer.score(model, graph, scored_on(model, scorer, batches, num_samples))
 
 
@@ -120,7 +123,7 @@ def take_samples(
     Raises
     ------
     DepgraphError
-        When a batch has another form, or there are too few samples.
+        When a batch has another form or numbers that are not finite, or there are too few samples.
     """
     if wanted < 1:
         raise DepgraphError(f"num_samples is {wanted}; it must be at least 1")
@@ -131,6 +134,7 @@ def take_samples(
         size = min(len(targets), wanted - count)
         args = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
         moved = tuple(x[:size].to(device) for x in args)
+        check_batch(moved, targets[:size], len(taken))
         taken.append((moved if len(moved) > 1 else moved[0], targets[:size].to(device)))
         count += size
         if count == wanted:

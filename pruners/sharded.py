@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from depgraph import DepgraphError, Plan, trace
 from depgraph.checkpoint import PIECE_BYTES, Checkpoint
+from depgraph.files import replacing
 from depgraph.sharded import ShardedSlicer, stored_names
 from depgraph.store import check_place
+from pruners._finite import check_weight
 from pruners.allocation import allocator
 from pruners.calibration import with_latency
 from pruners.latency import LatencyModel
@@ -121,9 +123,9 @@ def prune_checkpoint(
     Raises
     ------
     DepgraphError
-        When the checkpoint does not fit the model or is where the result shall be, the metric looks
-        at data, a choice is out of range, memory does not suffice, or the work to resume was begun
-        with other arguments.
+        When the checkpoint does not fit the model, has a weight that is not finite, or is where the
+        result shall be, the metric looks at data, a choice is out of range, memory does not
+        suffice, or the work to resume was begun with other arguments.
     """
     scorer = make_metric(metric, seed=seed)
     if not isinstance(scorer, (Norm, Random)):
@@ -142,8 +144,10 @@ def prune_checkpoint(
     cap.check(PIECES_AT_ONCE * PIECE_BYTES)
     job = {"checkpoint": source.identity(), "metric": scorer.name, "seed": seed, **choices}
     folder = _workspace(out, job, resume)
+    order = scorer.order if isinstance(scorer, Norm) else 1.0
+    weights = {stored[name] for name, _ in model.named_parameters()}
+    sums = _sums(source, order, folder, weights, _Ticker("score", source, cap, told))
     if isinstance(scorer, Norm):
-        sums = _sums(source, scorer.order, folder, _Ticker("score", source, cap, told))
         scores = scorer.from_sums(graph, lambda name: sums[stored[name]])
     else:
         scores = scorer.score(model, graph, [])
@@ -190,25 +194,30 @@ def _workspace(out: Path, job: dict[str, Any], resume: bool) -> Path:
                 "those again, or leave --resume out to begin anew"
             )
         return folder
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        if any(folder.iterdir()) and not record.exists():
+            raise DepgraphError(f"'{folder}' is in the way, and not of this tool; move it away")
+        shutil.rmtree(folder)
     folder.mkdir(parents=True)
     record.write_text(text, encoding="utf-8")
     return folder
 
 
 def _sums(
-    checkpoint: Checkpoint, order: float, folder: Path, tick: _Ticker
+    checkpoint: Checkpoint, order: float, folder: Path, weights: set[str], tick: _Ticker
 ) -> dict[str, list[Tensor]]:
-    """`power_sums` of every tensor; those of each finished shard are kept in the folder."""
+    """`power_sums` of every tensor; those of each finished shard are kept in the folder.
+
+    The numbers of weights are seen to be finite on the way.
+    """
     sums: dict[str, list[Tensor]] = {}
     for file in checkpoint.files:
         kept = folder / f"sums-{file}"
         if kept.exists():
             tick(checkpoint.num_bytes(file))
         else:
-            temporary = kept.with_name(f".{kept.name}.tmp")
-            save_file(_sums_of_shard(checkpoint, file, order, tick), temporary)
-            temporary.replace(kept)
+            with replacing(kept) as temporary:
+                save_file(_sums_of_shard(checkpoint, file, order, weights, tick), temporary)
         found = load_file(kept)
         for name in checkpoint.names(file):
             dims = range(len(checkpoint.tensors[name].shape))
@@ -217,10 +226,12 @@ def _sums(
 
 
 def _sums_of_shard(
-    checkpoint: Checkpoint, file: str, order: float, tick: _Ticker
+    checkpoint: Checkpoint, file: str, order: float, weights: set[str], tick: _Ticker
 ) -> dict[str, Tensor]:
     def ticking(name: str) -> Iterator[Tensor]:
         for _, piece in checkpoint.pieces(name):
+            if name in weights:
+                check_weight(name, piece)
             yield piece
             tick(piece.nbytes)
 

@@ -182,6 +182,7 @@ _OVER_KEPT: dict[str, Callable[..., Tensor]] = {
     "group_norm": _group_norm,
     "mean": _statistic,
     "var": _statistic,
+    "std": _statistic,
 }
 
 

@@ -16,9 +16,10 @@ from cli.options import batch_size_option, device_option, json_option, seconds_o
 from cli.output import emit, environment, table
 from cli.params import present_threads
 from cli.saved import dense_of, load_saved, read_record, saved_in
+from cli.speed import PAIRED, speed_says
 from depgraph import DepgraphError
 from domains import timing
-from domains.training_timing import compare_training
+from domains.training_timing import TrainingTiming, compare_training
 
 
 @click.command()
@@ -87,21 +88,24 @@ def bench(
         }
         for name, model in models.items()
     }
-    result |= {"speedup": timings["pruned"].speedup, "dense_from": origin, **environment()}
+    result |= _said(timings["pruned"], origin)
     rows = [
         (
             name,
             f"{result[name]['params']:,}",
             f"{result[name]['macs']:,}",
-            f"{t.latency_ms:.2f} ± {t.latency_iqr_ms / 2:.2f}",
+            f"{t.latency_ms:.2f}",
+            f"{t.latency_iqr_ms:.2f}",
             f"{t.throughput:.1f}",
             f"{t.peak_memory_bytes / 2**20:.0f}",
-            f"{t.speedup:.2f}x",
+            "" if name == "dense" else speed_says(t.speedup, t.speedup_interval),
         )
         for name, t in timings.items()
     ]
-    columns = ["", "parameters", "MACs", "latency ms", "images/s", "peak MiB", "speed-up"]
+    columns = ["", "parameters", "MACs", "latency ms", "IQR ms", "images/s", "peak MiB", "speed"]
     title = f"batch {batch_size}, {timings['dense'].device_name}; dense from {origin}"
+    title += f"\n{PAIRED.format(rounds=timings['dense'].rounds)}"
+    title += " IQR: interquartile range of each by itself."
     emit(result, as_json, table(title, columns, rows))
 
 
@@ -122,14 +126,23 @@ def _training(
             f"{t.step_ms:.1f}",
             f"{t.steps_per_second:.2f}",
             f"{t.peak_memory_bytes / 2**20:.0f}",
-            f"{t.speedup:.2f}x",
+            "" if name == "dense" else speed_says(t.speedup, t.speedup_interval),
         )
         for name, t in timings.items()
     ]
-    columns = ["", "step ms", "steps/s", "peak MiB", "speed-up"]
+    columns = ["", "step ms", "steps/s", "peak MiB", "speed"]
     title = f"training at batch {settings.batch_size}, {timings['dense'].dtype}; from {origin}"
-    said = {"speedup": timings["pruned"].speedup, "dense_from": origin, **environment()}
-    emit({**result, **said}, as_json, table(title, columns, rows))
+    title += f"\n{PAIRED.format(rounds=timings['dense'].rounds)}"
+    emit({**result, **_said(timings["pruned"], origin)}, as_json, table(title, columns, rows))
+
+
+def _said(pruned: timing.Timing | TrainingTiming, origin: str) -> dict[str, Any]:
+    return {
+        "speedup": pruned.speedup,
+        "speedup_interval": pruned.speedup_interval,
+        "dense_from": origin,
+        **environment(),
+    }
 
 
 def _dense(directory: Path, dense: Path | None, pruned: nn.Module) -> tuple[nn.Module, str]:

@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import click
+from PIL.PngImagePlugin import PngInfo
 from rich.console import Console
 
 import domains
+from cli.made import check_files, force_option
 from cli.options import json_option
-from cli.output import check_replaceable, emit, table, write_bytes
+from cli.output import emit, table, write_bytes
 from cli.params import Bytes
 from cli.sheet import contact_sheet
+from cli.verbosity import progress
+from depgraph.files import MARK
 
 
 @click.group()
@@ -47,7 +51,9 @@ def unpack(
     domains; a file of PACS's hdf5; a folder that Hugging Face datasets saved; or hf:owner/name.
     Several are put together. The same call again continues one that was interrupted.
     """
-    done = domains.unpack(sources, out, max_bytes=max_size, inside=inside, progress=not as_json)
+    done = domains.unpack(
+        sources, out, max_bytes=max_size, inside=inside, progress=progress(as_json)
+    )
     result = {
         "out": str(out),
         "images": done.images,
@@ -80,6 +86,7 @@ def unpack(
     show_default=True,
     help="Images on it of each class in each domain.",
 )
+@force_option
 @json_option
 @click.pass_context
 def check(
@@ -88,6 +95,7 @@ def check(
     known: str | None,
     sheet: Path | None,
     sheet_images: int,
+    force: bool,
     as_json: bool,
 ) -> None:
     """Count the images in ROOT/<domain>/<class>/ and say all that is wrong with them.
@@ -96,11 +104,12 @@ def check(
     when something is wrong.
     """
     if sheet is not None:
-        check_replaceable(sheet)
-    report = domains.check_data(root, known=known, progress=not as_json)
+        check_files([sheet], force, "--sheet")
+    report = domains.check_data(root, known=known, progress=progress(as_json))
     if sheet is not None:
-        buffer = io.BytesIO()
-        contact_sheet(report, sheet_images).save(buffer, "PNG")
+        buffer, said = io.BytesIO(), PngInfo()
+        said.add_text("Software", MARK)
+        contact_sheet(report, sheet_images).save(buffer, "PNG", pnginfo=said)
         write_bytes(sheet, buffer.getvalue())
     emit(_result(report, sheet), as_json, _counts(report))
     if not as_json:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,16 @@ import click
 import torch
 
 import domains
-from cli.commands.run import show
 from cli.html import report_page
+from cli.made import force_option, is_record
 from cli.options import json_option, metric_option, seed_option
 from cli.output import note, write_text
 from cli.params import Share
 from cli.pipeline import run_pipeline
 from cli.said import metric_and_kinds
 from cli.settings import RunSettings
+from cli.shown import show
+from cli.verbosity import progress
 from domains import timing
 
 
@@ -48,6 +49,7 @@ from domains import timing
     show_default=True,
 )
 @click.option("--quick", is_flag=True, help="A few images and one epoch, to see that it runs.")
+@force_option
 @seed_option
 @json_option
 def demo(
@@ -57,6 +59,7 @@ def demo(
     metric: str | None,
     out: Path,
     quick: bool,
+    force: bool,
     seed: int,
     as_json: bool,
 ) -> None:
@@ -65,7 +68,7 @@ def demo(
         out / f"digits{'-quick' if quick else ''}",
         seed=seed,
         per_class=10 if quick else None,
-        progress=not as_json,
+        progress=progress(as_json),
     )
     found = domains.load_domains(root)
     split = domains.leave_one_out(found, target, seed=seed, split_by="stem")
@@ -82,9 +85,9 @@ def demo(
         seed=seed,
     )
     run_out = out / f"{family}-{target}-{chosen}-{ratio:g}{'-quick' if quick else ''}-seed{seed}"
-    if (run_out / "result.json").exists():
+    again = is_record(run_out / "result.json")
+    if again:
         note(f"'{run_out}' is finished already; it is made anew")
-        shutil.rmtree(run_out)
     threads = torch.get_num_threads()
     # Ops this small only wait for each other on more threads, the more so on a busy machine.
     torch.set_num_threads(1)
@@ -94,8 +97,9 @@ def demo(
             split,
             settings,
             run_out,
-            resume=True,
-            progress=not as_json,
+            resume=not again,
+            force=force or again,
+            progress=progress(as_json),
         )
     finally:
         torch.set_num_threads(threads)

@@ -23,6 +23,7 @@ from cli.options import (
 from cli.output import emit, percent, table
 from cli.precision import half
 from cli.saved import dense_of, load_saved, read_record, saved_in
+from cli.verbosity import progress
 from domains import timing
 
 
@@ -61,7 +62,7 @@ def evaluate(
     models = {"dense": None if dense is None else load_saved(dense)}
     models["pruned"] = load_saved(directory)
     present = {name: model for name, model in models.items() if model is not None}
-    found = domains.load_domains(data, progress=not as_json)
+    found = domains.load_domains(data, progress=progress(as_json))
     for model in present.values():
         check_classes(model, len(found.classes), data)
     samples: Any = found
@@ -74,11 +75,18 @@ def evaluate(
     result |= {"target_domain": target, "dense": None, "seed": seed}
     for name, model in present.items():
         accuracy = domains.evaluate(
-            model, samples, batch_size=batch_size, device=device, amp=amp, progress=not as_json
+            model,
+            samples,
+            batch_size=batch_size,
+            device=device,
+            amp=amp,
+            progress=progress(as_json),
         )
         result[name] = _measured(model, accuracy, times[name].latency_ms)
     result["accuracy"] = result["pruned"]["accuracy"]
-    result["speedup"] = times["pruned"].speedup if "dense" in present else None
+    both = "dense" in present
+    result["speedup"] = times["pruned"].speedup if both else None
+    result["speedup_interval"] = list(times["pruned"].speedup_interval) if both else None
     rows = [
         (
             domain + (" (unseen)" if domain == target else ""),

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
+from cli.made import check_files, force_option, is_own_file
 from cli.models import example_inputs
 from cli.options import batch_size_option, json_option, seconds_option, seed_option
-from cli.output import check_replaceable, emit, environment, table
+from cli.output import emit, environment, table
 from cli.saved import load_saved
 from cli.served import TOLERANCE, largest_difference, load_served
+from cli.speed import speed_says
 from depgraph import DepgraphError
 from depgraph.export import NEEDED, export_program, require_packages, write_onnx, write_pt2
+from depgraph.files import replacing_with_company
 from domains import timing
 
 
@@ -37,6 +41,7 @@ from domains import timing
     show_default=True,
     help="Run the file, compare its outputs with the model's, and time both.",
 )
+@force_option
 @batch_size_option(1, says="Images at once, when timed; the file takes any number.")
 @seconds_option(5.0, "--seconds")
 @seed_option
@@ -47,6 +52,7 @@ def export(
     out: Path | None,
     fold: bool,
     check: bool,
+    force: bool,
     batch_size: int,
     seconds: float,
     seed: int,
@@ -60,14 +66,13 @@ def export(
         if not directory.is_dir():
             raise click.UsageError(f"say where to write '{directory}' with --out")
         out = directory / f"model.{form}"
-    check_replaceable(out)
+    check_files([out, *_company(out, form)], force)
     example = example_inputs(model)
     program, folded = export_program(model, example, folded=fold)
     result: dict[str, Any] = {"format": form, "out": str(out), "folded": folded, "checked": check}
     write = write_onnx if form == "onnx" else write_pt2
     # Checked where it is not yet in anybody's way.
-    with _place(out) as folder:
-        trial = Path(folder) / out.name
+    with _place(out) as trial:
         write(program, trial)
         if check:
             served = load_served(trial, form)
@@ -80,18 +85,27 @@ def export(
                 "difference": difference,
                 "tolerance": TOLERANCE,
                 "speedup": timings[form].speedup,
+                "speedup_interval": timings[form].speedup_interval,
             }
-        result["bytes"] = sum(path.stat().st_size for path in Path(folder).iterdir())
-        for made in sorted(Path(folder).iterdir(), reverse=True):
-            made.replace(out.with_name(made.name))
+        result["bytes"] = sum(path.stat().st_size for path in trial.parent.iterdir())
     result |= {"seed": seed, **environment()}
     emit(result, as_json, _shown(result, form, batch_size))
 
 
-def _place(out: Path) -> tempfile.TemporaryDirectory[str]:
+def _company(out: Path, form: str) -> list[Path]:
+    """Files that may come with it: weights that are too large for ONNX alone."""
+    return (
+        [out.with_name(f"{out.name}.data")]
+        if form == "onnx" and not (out.is_file() and is_own_file(out))
+        else []
+    )
+
+
+@contextmanager
+def _place(out: Path) -> Iterator[Path]:
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        return tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent)
+        with replacing_with_company(out) as place:
+            yield place
     except OSError as error:
         raise DepgraphError(
             f"cannot write '{out}': {error.strerror}; choose another place"
@@ -106,6 +120,6 @@ def _shown(result: dict[str, Any], form: str, batch_size: int) -> Any:
             ("largest difference, relative", f"{result['difference']:.1e}"),
             (f"latency of torch, batch {batch_size}, ms", f"{result['torch']['latency_ms']:.2f}"),
             (f"latency of {form}, ms", f"{result[form]['latency_ms']:.2f}"),
-            ("speed-up over torch", f"{result['speedup']:.2f}x"),
+            ("against torch", speed_says(result["speedup"], result["speedup_interval"])),
         ]
     return table(f"written to {result['out']}", ["", ""], rows)

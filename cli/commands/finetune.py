@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
+import torch
+from rich.table import Table
+from torch import nn
 
 import depgraph
 import domains
+from cli.made import check_model_place, force_option, holds_model, is_record
 from cli.options import (
     compute_options,
     data_option,
@@ -24,9 +29,10 @@ from cli.options import (
 )
 from cli.output import check_apart, emit, environment, percent, table, write_json
 from cli.said import algorithm_said
-from cli.saved import compensated_share, load_saved, saved_in
+from cli.saved import compensated_share, load_saved, read_record, saved_in
 from cli.settings import recovery_settings
 from cli.tracking import tracked
+from cli.verbosity import progress
 
 
 @click.command()
@@ -46,6 +52,7 @@ from cli.tracking import tracked
     type=click.Path(path_type=Path, file_okay=False),
     help="Where the trained model goes  [DIR itself].",
 )
+@force_option
 @resume_option
 @track_option
 @seed_option
@@ -64,6 +71,7 @@ def finetune(
     recipe: str | None,
     teacher: Path | None,
     out: Path | None,
+    force: bool,
     resume: bool,
     track: str | None,
     seed: int,
@@ -77,7 +85,8 @@ def finetune(
         raise click.UsageError(f"--recipe {recipe} learns from a dense model; give it as --teacher")
     out = out or saved_in(directory) or directory
     check_apart(out, data)
-    found = domains.load_domains(data, progress=not as_json)
+    check_model_place(out, force)
+    found = domains.load_domains(data, progress=progress(as_json))
     model = load_saved(directory, num_classes=len(found.classes), seed=seed)
     split = domains.leave_one_out(found, target, seed=seed, split_by=split_by)  # type: ignore[arg-type]
     share = compensated_share(saved_in(directory) or directory)
@@ -100,13 +109,17 @@ def finetune(
             settings,
             out / "training",
             resume=resume,
-            progress=not as_json,
+            progress=progress(as_json),
             teacher=None if teacher is None else load_saved(teacher),
             on_epoch=on_epoch,
         )
+    before = _finished(out, model, settings, target, trained) if resume else None
+    if before is not None:
+        emit(before, as_json, _shown(before))
+        return
     if domains.processes.is_main():
         depgraph.save(model.eval(), out)
-    accuracy = domains.evaluate(model, split, device=device, amp=amp, progress=not as_json)
+    accuracy = domains.evaluate(model, split, device=device, amp=amp, progress=progress(as_json))
     result = {
         "model": str(directory),
         "target_domain": target,
@@ -115,6 +128,7 @@ def finetune(
         "settings": asdict(settings),
         "accuracy": accuracy,
         "best_epoch": trained.best_epoch,
+        "start": trained.start,
         "best_val_accuracy": trained.best_val_accuracy,
         "seconds": trained.seconds,
         "history": list(trained.history),
@@ -123,6 +137,33 @@ def finetune(
         **environment(),
     }
     write_json(out / "finetune.json", result)
-    rows = [(name, percent(share)) for name, share in accuracy.items()]
-    title = f"{directory}, best of {len(trained.history)} epochs: {trained.best_epoch}"
-    emit(result, as_json, table(title, ["domain", "accuracy"], rows))
+    emit(result, as_json, _shown(result))
+
+
+def _finished(
+    out: Path,
+    model: nn.Module,
+    settings: domains.FinetuneSettings,
+    target: str,
+    trained: domains.FinetuneResult,
+) -> dict[str, Any] | None:
+    """The result of an earlier call that did just this and whose model is still there."""
+    path = out / "finetune.json"
+    if not (is_record(path) and holds_model(out)):
+        return None
+    record = read_record(path)
+    said = {"settings": asdict(settings), "target_domain": target, "history": trained.history}
+    if any(record.get(name) != value for name, value in json.loads(json.dumps(said)).items()):
+        return None
+    saved, now = load_saved(out).state_dict(), model.state_dict()
+    same = saved.keys() == now.keys() and all(torch.equal(saved[n], now[n].cpu()) for n in now)
+    return record if same else None
+
+
+def _shown(result: dict[str, Any]) -> Table:
+    rows = [(name, percent(share)) for name, share in result["accuracy"].items()]
+    best, epochs = result["best_epoch"], len(result["history"])
+    title = f"{result['model']}, best of {epochs} epochs: {best}"
+    if best == 0:
+        title = f"{result['model']}, kept as it was: none of {epochs} epochs improved it"
+    return table(title, ["domain", "accuracy"], rows)

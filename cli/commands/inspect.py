@@ -13,9 +13,10 @@ import domains
 import pruners
 from cli.explore import explore
 from cli.html import inspect_page
+from cli.made import check_files, force_option
 from cli.models import check_classes, example_inputs, load_model
 from cli.options import json_option, model_options, seed_option
-from cli.output import check_replaceable, emit, table, write_text
+from cli.output import MACS_NOTE, emit, table, write_text
 from cli.params import Share
 from depgraph import DependencyGraph, DepgraphError
 from pruners import METRICS
@@ -24,7 +25,7 @@ from pruners.metrics import Metric
 from pruners.scoring import score
 
 
-@click.command()
+@click.command(epilog=MACS_NOTE)
 @model_options
 @click.option("--graphml", type=click.Path(path_type=Path, dir_okay=False), help="Graph file.")
 @click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Page of groups.")
@@ -37,6 +38,7 @@ from pruners.scoring import score
     help="Show what a plan.json removes.",
 )
 @click.option("--data", type=click.Path(path_type=Path), help="Images for metrics with data.")
+@force_option
 @seed_option
 @json_option
 def inspect(
@@ -52,13 +54,14 @@ def inspect(
     ratio: float | None,
     plan_file: Path | None,
     data: Path | None,
+    force: bool,
     seed: int,
     as_json: bool,
 ) -> None:
     """Show the groups of coupled weights in MODEL."""
-    for path in (graphml, html):
+    for path, option in ((graphml, "--graphml"), (html, "--html")):
         if path is not None:
-            check_replaceable(path)
+            check_files([path], force, option)
     if ratio is not None and plan_file is not None:
         raise click.UsageError("give one of --ratio and --plan")
     metric = metric or ("l2" if ratio is not None else None)
@@ -105,7 +108,7 @@ def inspect(
     ]
     title = f"{model_name}: {graph.num_params:,} parameters, {graph.macs:,} MACs"
     columns = ["group", "kind", "units", *(["kept"] if plan else []), "members", "frozen"]
-    emit(result, as_json, table(title, columns, rows))
+    emit(result, as_json, table(title, columns, rows, MACS_NOTE))
 
 
 def _scores(

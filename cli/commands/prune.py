@@ -14,6 +14,7 @@ import pruners
 from cli.across import across_domains as across
 from cli.across import check_across
 from cli.latency import predicted
+from cli.made import check_model_place, force_option
 from cli.models import check_classes, example_inputs, load_model
 from cli.options import (
     compute_options,
@@ -25,16 +26,17 @@ from cli.options import (
     seed_option,
     split_option,
 )
-from cli.output import check_apart
+from cli.output import MACS_NOTE, check_apart
 from cli.params import Bytes
 from cli.precision import with_precision
 from cli.pruned import report
 from cli.said import budget, clock, metric_and_kinds
 from cli.sharded import prune_sharded
+from cli.verbosity import progress
 from depgraph import DepgraphError
 
 
-@click.command()
+@click.command(epilog=MACS_NOTE)
 @optional_model_options
 @pruning_options
 @click.option(
@@ -49,6 +51,7 @@ from depgraph import DepgraphError
 @click.option("--target", help="Domain of the data that is not looked at.")
 @split_option
 @out_option
+@force_option
 @seed_option
 @compute_options
 @json_option
@@ -85,6 +88,7 @@ def prune(
     target: str | None,
     split_by: str,
     out: Path,
+    force: bool,
     seed: int,
     device: str,
     amp: bool,
@@ -101,7 +105,8 @@ def prune(
         "normalise": normalise,
         "per": per,
     }
-    latency = clock(latency_table, latency_batch_size, device, progress=not as_json)
+    check_model_place(out, force)
+    latency = clock(latency_table, latency_batch_size, device, progress=progress(as_json))
     if checkpoint is not None:
         _refuse_others(click.get_current_context())
         prune_sharded(
@@ -141,7 +146,7 @@ def prune(
     if data is not None:
         check_apart(out, data)
         if scorer.needs_data or compensate is not False:
-            found = domains.load_domains(data, progress=not as_json)
+            found = domains.load_domains(data, progress=progress(as_json))
     if found is not None and num_classes is None and not Path(model_name).is_dir():
         num_classes = len(found.classes)
     sources = None if found is None else [d for d in found.samples if d != target]

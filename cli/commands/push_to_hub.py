@@ -11,11 +11,13 @@ import click
 import huggingface_hub
 
 from cli.card import model_card, parent_licence, records
+from cli.made import force_option
 from cli.options import json_option
 from cli.output import emit, environment, table, write_text
 from cli.saved import load_saved, saved_in
 from depgraph import DepgraphError
 from depgraph.checkpoint import INDEX, weight_files
+from depgraph.files import replacing
 
 
 @click.command("push-to-hub")
@@ -29,6 +31,7 @@ from depgraph.checkpoint import INDEX, weight_files
     type=click.Path(path_type=Path, file_okay=False),
     help="Write the repository here, new or empty, and upload nothing.",
 )
+@force_option
 @json_option
 def push_to_hub(
     directory: Path,
@@ -37,6 +40,7 @@ def push_to_hub(
     private: bool,
     revision: str | None,
     local_dir: Path | None,
+    force: bool,
     as_json: bool,
 ) -> None:
     """Share the model in DIR as OWNER/NAME, for depgraph.load("hf-hub:OWNER/NAME").
@@ -55,8 +59,11 @@ def push_to_hub(
         )
     card = model_card(model, repo, licence, records(place))
     if local_dir is not None:
-        if local_dir.exists() and any(local_dir.iterdir()):
-            raise DepgraphError(f"'{local_dir}' is not empty; choose another --local-dir")
+        if local_dir.exists() and any(local_dir.iterdir()) and not force:
+            raise DepgraphError(
+                f"'{local_dir}' is not empty; choose another --local-dir, or write there all the "
+                "same with --force"
+            )
         _write(place, card, local_dir)
         url, files = str(local_dir), sorted(path.name for path in local_dir.iterdir())
     else:
@@ -79,7 +86,8 @@ def _write(place: Path, card: str, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name in names:
-            shutil.copyfile(place / name, folder / name)
+            with replacing(folder / name) as temporary:
+                shutil.copyfile(place / name, temporary)
     except OSError as error:
         raise DepgraphError(
             f"cannot write '{folder}': {error.strerror}; choose another place"

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import click
 
+from cli.made import check_files, force_option
 from cli.options import json_option
 from cli.output import emit, table, write_text
 from cli.reports import write
 from cli.reports.average import Line, Mean, line
 from cli.reports.collect import collect
+from cli.speed import speed_says
 
 
 @click.command()
@@ -20,8 +22,9 @@ from cli.reports.collect import collect
     type=click.Path(path_type=Path, file_okay=False),
     help="Directory of the report  [DIRECTORY/report].",
 )
+@force_option
 @json_option
-def report(directory: Path, out: Path | None, as_json: bool) -> None:
+def report(directory: Path, out: Path | None, force: bool, as_json: bool) -> None:
     """Average all results of `run`, `demo` and `sweep` below DIRECTORY, and draw them.
 
     Writes report.html (needs no other file), report.md, table.csv, runs.csv and tables.tex.
@@ -36,16 +39,18 @@ def report(directory: Path, out: Path | None, as_json: bool) -> None:
         "runs.csv": write.runs_csv(found),
         "tables.tex": write.latex(found, lines),
     }
+    check_files((out / name for name in texts), force)
     for name, text in texts.items():
         write_text(out / name, text)
     result = {
         "runs": found.runs,
+        "kept_start": found.kept_start,
         "failed": found.failed,
         "unfinished": found.unfinished,
         "table": [_plain(part) for part in lines],
         "files": [str(out / name) for name in texts],
     }
-    columns = ["model", "metric", "budget", "sources, %", "unseen, %", "change", "speed-up", "runs"]
+    columns = ["model", "metric", "budget", "sources, %", "unseen, %", "change", "speed", "runs"]
     emit(result, as_json, table(f"{found.runs} runs", columns, [_row(part) for part in lines]))
     if not as_json:
         click.echo(f"\nreport: {(out / 'report.html').resolve()}")
@@ -62,6 +67,7 @@ def _plain(part: Line) -> dict[str, object]:
         "domains": list(kind.data),
         "runs": part.runs,
         "seeds": part.seeds,
+        "kept_start": part.kept_start,
         **values,
     }
 
@@ -69,7 +75,7 @@ def _plain(part: Line) -> dict[str, object]:
 def _row(part: Line) -> list[str]:
     kind, values = part.kind, part.values
     shown = [_text(values[name]) for name in ("source", "unseen", "unseen_drop")]
-    speed = f"{values['speedup'].value:.2f}x"
+    speed = speed_says(values["speedup"].value)
     return [kind.model, kind.metric_says, kind.budget_says, *shown, speed, str(part.runs)]
 
 

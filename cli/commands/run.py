@@ -13,6 +13,7 @@ from torch import nn
 import domains
 from cli.across import check_across
 from cli.html import report_page
+from cli.made import force_option
 from cli.models import check_classes
 from cli.options import (
     batch_size_option,
@@ -32,15 +33,18 @@ from cli.options import (
     track_option,
     training_options,
 )
-from cli.output import check_apart, emit, percent, table, write_text
+from cli.output import check_apart, write_text
 from cli.params import Number
 from cli.pipeline import run_pipeline
 from cli.precision import half
+from cli.rows import finished_row
 from cli.said import BUDGETS, algorithm_said, budget, clock, metric_and_kinds
 from cli.saved import load_saved
 from cli.schedules import STEP_EPOCHS, STEPS, Schedule
 from cli.settings import RunSettings, adapted
+from cli.shown import show
 from cli.starts import TIMM, Start
+from cli.verbosity import progress
 from domains import timing
 
 
@@ -62,13 +66,20 @@ from domains import timing
 @batch_size_option(1, "--bench-batch-size", "Images timed at once.")
 @seconds_option(10.0)
 @out_option
+@force_option
 @resume_option
 @track_option
 @seed_option
 @compute_options
 @json_option
 def run(
-    out: Path, resume: bool, track: str | None, as_json: bool, data: Path, **options: Any
+    out: Path,
+    force: bool,
+    resume: bool,
+    track: str | None,
+    as_json: bool,
+    data: Path,
+    **options: Any,
 ) -> None:
     """Fine-tune MODEL, prune it, fine-tune again; report accuracy on each domain, and speed.
 
@@ -76,18 +87,21 @@ def run(
     """
     budget(**{name: options[name] for name in BUDGETS})  # refused before the data is read
     check_apart(out, data)
-    found = domains.load_domains(data, progress=not as_json)
-    job = make_job(found, progress=not as_json, **options)
+    found = domains.load_domains(data, progress=progress(as_json))
+    job = make_job(found, progress=progress(as_json), **options)
+    before = finished_row(out / "result.json")
     result = run_pipeline(
         job.model,
         job.split,
         job.settings,
         out,
         resume=resume,
-        progress=not as_json,
+        force=force,
+        progress=progress(as_json),
         track=track,
     )
-    write_text(out / "report.html", report_page(result, found))
+    if result != before or not (out / "report.html").exists():
+        write_text(out / "report.html", report_page(result, found))
     show(result, out, as_json)
 
 
@@ -262,24 +276,3 @@ def make_job(
     )
     saved = dense is not None or Path(model_name).is_dir()
     return Job(dense_model, None if saved else lambda: load(False, None), split, settings)
-
-
-def show(result: dict[str, Any], out: Path, as_json: bool) -> None:
-    """Print a result row, and where its page is."""
-    target = result["target_domain"]
-    rows = [
-        (
-            name + (" (unseen)" if name == target else ""),
-            *(percent(result[key]["accuracy"][name]) for key in ("dense", "pruned_only", "pruned")),
-        )
-        for name in result["dense"]["accuracy"]
-    ]
-    for label, key in (("parameters", "params"), ("MACs", "macs")):
-        rows.append((label, f"{result['dense'][key]:,}", "", f"{result['pruned'][key]:,}"))
-    latency = [f"{result[key]['latency_ms']:.2f}" for key in ("dense", "pruned")]
-    rows.append(("latency, ms", latency[0], "", f"{latency[1]} ({result['speedup']:.2f}x faster)"))
-    columns = ["", "dense", "pruned, not trained", "pruned, fine-tuned"]
-    title = f"{result['model']}, metric {result['metric']}"
-    emit({**result, "report": str(out / "report.html")}, as_json, table(title, columns, rows))
-    if not as_json:
-        click.echo(f"\nreport: {(out / 'report.html').resolve()}")

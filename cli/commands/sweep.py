@@ -14,6 +14,7 @@ import click
 from rich.progress import Progress
 
 import domains
+from cli.made import force_option
 from cli.options import json_option
 from cli.output import check_apart, command_line, emit, note, table
 from cli.run_stages import dense_identity
@@ -22,6 +23,7 @@ from cli.sweeps.work import (
     ERROR,
     Outcome,
     Place,
+    check_directory,
     check_model,
     dense_directory,
     job_of,
@@ -29,6 +31,7 @@ from cli.sweeps.work import (
     thinned,
 )
 from cli.sweeps.workers import Task, in_turn, on_ray
+from cli.verbosity import progress
 from domains import DomainData
 
 
@@ -50,6 +53,7 @@ from domains import DomainData
     help="Run on this Ray cluster, or auto; its machines share --out.",
 )
 @click.option("--retry-failed", is_flag=True, help="Try again what failed before.")
+@force_option
 @click.option("--dry-run", is_flag=True, help="Show the runs, do none.")
 @json_option
 def sweep(
@@ -59,6 +63,7 @@ def sweep(
     workers: int | None,
     address: str | None,
     retry_failed: bool,
+    force: bool,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -88,14 +93,16 @@ def sweep(
     if not place.digits:
         check_apart(place.out, place.data)
     with tempfile.TemporaryDirectory() as scratch:
-        place, found = _data(place, grid, Path(scratch) if dry_run else None, not as_json)
+        place, found = _data(place, grid, Path(scratch) if dry_run else None, progress(as_json))
         tasks = _tasks(place, grid, found)
     if dry_run:
         _show_plan(place, tasks, as_json)
         return
+    for directory in _directories(place, tasks):
+        check_directory(directory, force)
     if retry_failed:
         _forget_failures(place, tasks)
-    outcomes = _work(place, grid, tasks, address, not as_json)
+    outcomes = _work(place, grid, tasks, address, progress(as_json))
     seconds = time.perf_counter() - began
     if not _show_outcomes(place, tasks, outcomes, seconds, as_json):
         raise click.exceptions.Exit(1)

@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from cli.kept import START, kept
 from cli.reports.collect import Kind, Result
 from cli.reports.paper import Cited, cited
 
@@ -38,6 +39,8 @@ class Line:
     runs, seeds : int
     targets : tuple of str
         The unseen domains that were averaged over.
+    kept_start : int
+        Runs whose training after the cut did not improve the model.
     missing : int
         Runs that would make it complete: all its seeds with all its targets.
     values : dict of str to Mean
@@ -50,6 +53,7 @@ class Line:
     runs: int
     seeds: int
     targets: tuple[str, ...]
+    kept_start: int
     missing: int
     values: dict[str, Mean]
     paper: Cited | None
@@ -67,6 +71,8 @@ COLUMNS: dict[str, Callable[[Result], float]] = {
     "speedup": lambda row: row["speedup"],
     "latency_ms": lambda row: row["pruned"]["latency_ms"],
     "dense_latency_ms": lambda row: row["dense"]["latency_ms"],
+    "latency_share": lambda row: 100 / row["speedup"],
+    "dense_latency_share": lambda row: 100.0,
     "macs": lambda row: row["pruned"]["macs"],
     "macs_share": lambda row: 100 * row["pruned"]["macs"] / row["dense"]["macs"],
     "dense_macs": lambda row: row["dense"]["macs"],
@@ -74,7 +80,11 @@ COLUMNS: dict[str, Callable[[Result], float]] = {
     "params_share": lambda row: 100 * row["pruned"]["params"] / row["dense"]["params"],
     "tuning_s": lambda row: row.get("seconds", {}).get("pruned", math.nan),
 }
-"""Columns by name: accuracies and shares in per cent, drops in points (negative: worse)."""
+"""Columns by name: accuracies and shares in per cent, drops in points (negative: worse).
+
+`latency_share` is of the dense model in the same run: what was paired; latencies in ms are of
+different hours.
+"""
 
 
 def _drop(row: Result, name: str) -> float:
@@ -92,6 +102,7 @@ def line(kind: Kind, rows: Sequence[Result]) -> Line:
         len(rows),
         len(seeds),
         targets,
+        sum(kept(row) == START for row in rows),
         len(seeds) * len(targets) - len(there),
         {name: mean(rows, value) for name, value in COLUMNS.items()},
         cited(frozenset(kind.data), kind.model, kind.metric, ratio),

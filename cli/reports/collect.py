@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cli.escapes import readable
+from cli.kept import START, kept
 from cli.output import note
 from cli.settings import CONTROLS
 from depgraph import DepgraphError
@@ -96,6 +98,11 @@ class Found:
         """Number of results."""
         return sum(map(len, self.results.values()))
 
+    @property
+    def kept_start(self) -> int:
+        """Number of results whose training after the cut did not improve the model."""
+        return sum(kept(row) == START for rows in self.results.values() for row in rows)
+
 
 def collect(root: Path) -> Found:
     """Read every ``result.json`` below a directory.
@@ -118,7 +125,7 @@ def collect(root: Path) -> Found:
         grouped[_kind(row)].append(row)
     split = {kind: rows for whole in grouped.items() for kind, rows in _variants(*whole)}
     failed = {
-        str(path.parent.relative_to(root)): _first_line(path)
+        readable(str(path.parent.relative_to(root))): _first_line(path)
         for path in sorted(root.rglob("error.txt"))
     }
     begun = [path.parent for path in root.rglob("config.json")]
@@ -142,7 +149,7 @@ def _read(path: Path) -> Result | None:
     if not _is_result(row):
         note(f"note: '{path}' is no result of a run; it is left out")
         return None
-    result: Result = row
+    result: Result = readable(row)
     return result
 
 
@@ -151,7 +158,9 @@ def _is_result(row: Any) -> bool:
     if not isinstance(row, dict) or not all(isinstance(row.get(side), dict) for side in _SIDES):
         return False
     target = row.get("target") or {}
-    mappings = (target, row["dense"].get("accuracy"), row.get("settings", {}))
+    trained = row.get("training", {})
+    mappings = (target, row["dense"].get("accuracy"), row.get("settings", {}), trained)
+    mappings = (*mappings, *(trained.values() if isinstance(trained, dict) else ()))
     if not all(isinstance(part, dict) for part in (*mappings, row.get("history", {}))):
         return False
     numbers = [row.get("seed"), row.get("speedup"), row.get("ratio") or 0.0, *target.values()]

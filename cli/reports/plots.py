@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from cli.drawing import INK, STYLE, WIDTH, svg
+from cli.kept import start
 from cli.reports.average import Line
 from cli.reports.collect import Kind, Result
 
@@ -68,7 +69,7 @@ def pareto(lines: Sequence[Line], cost: str, says: str, colours: Mapping[str, st
     lines : sequence of Line
         Of one model.
     cost : str
-        ``"latency_ms"`` or ``"macs"``.
+        ``"latency_share"`` or ``"macs"``.
     says : str
         The cost with its unit, for the axis.
     colours : mapping of str to str
@@ -248,14 +249,18 @@ def curves(results: Mapping[Kind, Sequence[Result]], colours: Mapping[str, str])
         axes.set_ylabel("sources, validation, %")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         last = max(epoch for curve in shown.values() for epoch, _ in curve)
-        axes.set_xlim(0.7, last + 0.3)
+        first = min(epoch for curve in shown.values() for epoch, _ in curve)
+        axes.set_xlim(first - 0.3, last + 0.3)
         axes.legend(**_LEGEND)
         return svg(figure, "Validation accuracy over the epochs after pruning")
 
 
 def _mean_curve(rows: Sequence[Result]) -> list[tuple[int, float]]:
     values: defaultdict[int, list[float]] = defaultdict(list)
-    for row in rows:
+    starts = [start(row) for row in rows]
+    for row, before in zip(rows, starts, strict=True):
+        if before is not None and None not in starts:  # a mean of some would not be comparable
+            values[0].append(100 * before)
         for epoch in row.get("history", {}).get("pruned", []):
             values[epoch["epoch"]].append(100 * epoch["val_accuracy"])
     return [(epoch, statistics.fmean(shares)) for epoch, shares in sorted(values.items())]

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import Environment, PackageLoader
-
+from cli import escapes
 from cli.html import html_environment
 from cli.output import environment
 from cli.reports import plots
 from cli.reports.average import COLUMNS, Line, Mean
 from cli.reports.collect import Found, Kind, Result
 from cli.reports.paper import PACS, SOURCE
-
-_TEX = {c: f"\\{c}" for c in "&%$#_{}"} | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 
 
 @dataclass(frozen=True)
@@ -47,19 +42,17 @@ def by_data(lines: Sequence[Line]) -> list[Part]:
 
 def markdown(found: Found, lines: Sequence[Line]) -> str:
     """All tables in Markdown."""
-    return _text("study.md.j2", found, lines)
+    return _text("study.md.j2", escapes.markdown, found, lines)
 
 
 def latex(found: Found, lines: Sequence[Line]) -> str:
     """All tables in LaTeX, for the packages booktabs and longtable."""
-    return _text("study.tex.j2", found, lines)
+    return _text("study.tex.j2", escapes.tex, found, lines)
 
 
-def _text(template: str, found: Found, lines: Sequence[Line]) -> str:
-    texts = Environment(
-        loader=PackageLoader("cli"), trim_blocks=True, lstrip_blocks=True, autoescape=False
-    )
-    texts.filters |= {**_FILTERS, "tex": lambda text: "".join(_TEX.get(c, c) for c in str(text))}
+def _text(template: str, escape: Callable[[Any], str], found: Found, lines: Sequence[Line]) -> str:
+    texts = escapes.templates(escape)
+    texts.filters |= _FILTERS
     values = {"found": found, "parts": by_data(lines), "source": SOURCE, **environment()}
     return texts.get_template(template).render(values)
 
@@ -77,7 +70,7 @@ def table_csv(lines: Sequence[Line]) -> str:
         for mean in line.values.values():
             row += [mean.value, mean.error]
         rows.append(row)
-    return _csv(header, rows)
+    return escapes.csv_text(header, rows)
 
 
 def runs_csv(found: Found) -> str:
@@ -96,15 +89,10 @@ def runs_csv(found: Found) -> str:
         for kind, part in found.results.items()
         for row in part
     ]
-    return _csv(header, rows)
+    return escapes.csv_text(header, rows)
 
 
-def _csv(header: list[str], rows: list[list[Any]]) -> str:
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return out.getvalue()
+_LATENCY = "latency, % of the dense model's in the same run"
 
 
 def page(found: Found, lines: Sequence[Line]) -> str:
@@ -140,7 +128,7 @@ def _sections(found: Found, part: Part) -> list[dict[str, Any]]:
                 "data": part.title,
                 "pareto": [
                     plots.pareto(lines, cost, says, colours)
-                    for cost, says in (("macs", "MACs"), ("latency_ms", "latency, ms"))
+                    for cost, says in (("macs", "MACs"), ("latency_share", _LATENCY))
                 ],
                 "budgets": [
                     {
@@ -163,9 +151,10 @@ def _plain(mean: Mean, digits: int = 1, sign: str = "") -> str:
     return text if mean.error is None else f"{text} ± {mean.error:.{digits}f}"
 
 
-def _math(mean: Mean, digits: int = 1, sign: str = "") -> str:
+def _math(mean: Mean, digits: int = 1, sign: str = "") -> escapes.Raw:
     text = f"{mean.value:{sign}z.{digits}f}"
-    return f"${text}$" if mean.error is None else f"${text} \\pm {mean.error:.{digits}f}$"
+    error = "" if mean.error is None else f" \\pm {mean.error:.{digits}f}"
+    return escapes.Raw(f"${text}{error}$")
 
 
 def _amount(value: float) -> str:

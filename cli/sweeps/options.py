@@ -13,7 +13,7 @@ import click
 from cli.commands.run import run
 from depgraph import DepgraphError
 
-_PLACES = ("data", "out", "resume", "track", "as_json")
+_PLACES = ("data", "out", "force", "resume", "track", "as_json", "verbose", "quiet")
 """Options of `run` that say where, not what."""
 
 

@@ -7,6 +7,7 @@ at a time works in it, so that a sweep that is started twice does nothing twice.
 from __future__ import annotations
 
 import functools
+import re
 import shutil
 import traceback
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from filelock import FileLock
 import domains
 from cli.commands.run import Job, make_job
 from cli.failures import FAILURES, sentence
+from cli.made import is_record
 from cli.output import note, write_json, write_text
 from cli.pipeline import run_pipeline, train_dense
 from cli.saved import check_saved
@@ -28,9 +30,15 @@ from cli.settings import controlled
 from cli.starts import DIGITS, TIMM
 from cli.sweeps.grid import Cell
 from cli.sweeps.options import arguments, parsed
+from depgraph import DepgraphError
 from domains import DomainData
 
-DONE, ERROR = "done", "error.txt"
+DONE, ERROR, LOCK = "done", "error.txt", ".lock"
+
+_RESULTS = ("result.json", "dense-accuracy.json")
+"""What a finished run, or a finished dense model, has left."""
+_MODELS = re.compile(r"(dense|pruned-only|pruned|shrunk|(cut|step)-\d+)(-training)?")
+"""How the directories are called that a run leaves."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +123,7 @@ def work_on_dense(place: Place, key: str, cell: Cell) -> Outcome:
 
     def work() -> None:
         job = job_of(place, cell, _data(place.data))
-        train_dense(job.model, job.split, job.settings, out, progress=False, log=_timed_note)
+        train_dense(job.model, job.split, job.settings, out, log=_timed_note)
         shutil.rmtree(out / "dense-training", ignore_errors=True)
 
     return _attempt(out, key, place.threads, work)
@@ -138,7 +146,8 @@ def work_on_run(place: Place, key: str, cell: Cell, dense: Outcome) -> Outcome:
     out = place.out / cell.name
 
     def work() -> None:
-        if not (out / "result.json").exists():
+        if not is_record(out / "result.json"):
+            (out / "result.json").unlink(missing_ok=True)  # damaged
             _write_config(place, cell, out)
             job = job_of(place, cell, _data(place.data))
             beside = {"sweep": {"run": cell.name, "workers": place.workers}}
@@ -148,13 +157,12 @@ def work_on_run(place: Place, key: str, cell: Cell, dense: Outcome) -> Outcome:
                 job.settings,
                 out,
                 resume=True,
-                progress=False,
                 dense_at=dense_directory(place, key),
                 fresh=job.fresh,
                 log=_timed_note,
                 more={**beside, "command": place.command},
             )
-        for folder in (path for path in out.iterdir() if path.is_dir()):
+        for folder in (path for path in out.iterdir() if _MODELS.fullmatch(path.name)):
             if not place.keep_models or folder.name.endswith("-training"):
                 shutil.rmtree(folder)
 
@@ -162,13 +170,35 @@ def work_on_run(place: Place, key: str, cell: Cell, dense: Outcome) -> Outcome:
 
 
 def status(directory: Path) -> Outcome | None:
-    """What came of earlier work in a directory; None where there is work to do."""
-    if (directory / DONE).exists():
+    """What came of earlier work in a directory; None where there is work to do.
+
+    What is said to be done and has no result that can be read is to be done again.
+    """
+    if (directory / DONE).exists() and any(is_record(directory / name) for name in _RESULTS):
         return Outcome(directory.name)
     if (directory / ERROR).exists():
         text = (directory / ERROR).read_text(encoding="utf-8")
         return Outcome(directory.name, text.partition("\n")[0])
     return None
+
+
+def check_directory(directory: Path, force: bool) -> None:
+    """Refuse to work in a directory that has something in it, and no sweep's lock.
+
+    Raises
+    ------
+    DepgraphError
+        Naming it and the ways out.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise DepgraphError(f"'{directory}' is in the way; move it, or choose another --out")
+    if directory.is_dir() and not force:
+        there = {path.name for path in directory.iterdir()}
+        if there and not there & {LOCK, ERROR}:
+            raise DepgraphError(
+                f"'{directory}' was not made by a sweep; choose another --out, or write there all "
+                "the same with --force"
+            )
 
 
 def fail(directory: Path, text: str) -> Outcome:
@@ -180,7 +210,7 @@ def fail(directory: Path, text: str) -> Outcome:
 def _attempt(out: Path, name: str, threads: int | None, work: Callable[[], None]) -> Outcome:
     out.mkdir(parents=True, exist_ok=True)
     before = torch.get_num_threads()
-    with FileLock(out / ".lock"):
+    with FileLock(out / LOCK, mode=0o666):
         earlier = status(out)
         if earlier is not None:
             return earlier

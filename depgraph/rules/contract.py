@@ -13,13 +13,13 @@ from depgraph.trace import shape
 
 @rule("aten.linear", needs_units=nothing)
 def linear(p: Propagation, node: fx.Node) -> Axes:
-    """``y[..., o] = x[..., i] W[o, i] + b[o]``."""
+    """``y[..., o] = x[..., i] W[o, i] + b[o]``; a weight of one dimension has no o."""
     a = arguments(node)
     x, weight, bias = a["input"], a["weight"], a["bias"]
-    p.join(node, (x, len(shape(x)) - 1), (weight, 1))
-    if bias is not None:
+    p.join(node, (x, len(shape(x)) - 1), (weight, len(shape(weight)) - 1))
+    if bias is not None and shape(bias):
         p.join(node, (weight, 0), (bias, 0))
-    return [*p.axes(x)[:-1], p.axes(weight)[0]]
+    return [*p.axes(x)[:-1], *p.axes(weight)[:-1]]
 
 
 @rule("aten.addmm", needs_units=nothing)
@@ -105,6 +105,28 @@ def matmul(p: Propagation, node: fx.Node) -> Axes:
     rows = [p.axes(left)[-2]] if rank_a > 1 else []
     columns = [p.axes(right)[-1]] if rank_b > 1 else []
     return [*lead, *rows, *columns]
+
+
+@rule("aten._grouped_mm")
+def grouped_mm(p: Propagation, node: fx.Node) -> Axes:
+    """``y[t, n] = sum_k a[t, k] b[e, k, n]``, where e is the group that row t is in.
+
+    Groups may lie along the rows of a, the columns of b or what is summed over, which then stay
+    whole; or along a dimension of both, as in a batched product.
+    """
+    left, right = (arguments(node)[name] for name in ("self", "mat2"))
+    rank_a, rank_b = len(shape(left)), len(shape(right))
+    p.join(node, (left, rank_a - 1), (right, rank_b - 2))
+    ragged = f"{p.label(node)} parts it in groups"
+    if rank_a == rank_b == 2:
+        p.freeze(left, ragged, [1])
+        return [p.algebra.new(shape(node)[0], ragged), p.axes(left)[0], p.axes(right)[1]]
+    if rank_a == rank_b:
+        p.join(node, (left, 0), (right, 0))
+        return [*p.axes(left)[:2], p.axes(right)[2]]
+    p.freeze(left, ragged, [0])
+    p.freeze(right, ragged, [0 if rank_b == 3 else 1])
+    return [p.axes(left)[-2], p.axes(right)[-1]]
 
 
 @rule("aten.scaled_dot_product_attention", needs_units=nothing)

@@ -8,16 +8,15 @@ from depgraph.axes import Axis, axis_size
 from depgraph.propagate import Axes, Propagation, arguments, op_name, rule
 from depgraph.trace import shape
 
-
-@rule(
-    "aten.conv1d",
-    "aten.conv2d",
-    "aten.conv3d",
+CONVOLUTIONS = (
+    *(f"aten.conv{rank}d" for rank in (1, 2, 3)),
+    *(f"aten.conv_transpose{rank}d" for rank in (1, 2, 3)),
     "aten.convolution",
-    "aten.conv_transpose1d",
-    "aten.conv_transpose2d",
-    "aten.conv_transpose3d",
 )
+"""Ops whose weight is ``(out, in, extents)``; transposed: ``(in, out, extents)``."""
+
+
+@rule(*CONVOLUTIONS)
 def convolution(p: Propagation, node: fx.Node) -> Axes:
     """``y[b, g o, ...] = sum_i W[g o, i, ...] * x[b, g i, ...]``; transposed: ``W[g i, o, ...]``.
 

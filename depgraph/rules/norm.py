@@ -42,7 +42,8 @@ def layer_norm(p: Propagation, node: fx.Node) -> Axes | list[Axes]:
 def channel_norm(p: Propagation, node: fx.Node) -> Axes:
     """Channel statistics and affine parameters lie along dimension 1, in groups or singly.
 
-    What statistics are taken over besides channels stays whole, as their count changes the result.
+    What statistics are taken over besides channels stays whole, as their count changes the result:
+    in training alone for those that are learnt.
     """
     a = arguments(node)
     x = a["input"]
@@ -52,9 +53,8 @@ def channel_norm(p: Propagation, node: fx.Node) -> Axes:
     for name in ("weight", "bias", "running_mean", "running_var"):
         if a.get(name) is not None:
             p.join(node, (x, 1), (a[name], 0))
-    if a.get("training") or a.get("use_input_stats") or "num_groups" in a:
-        others = [dim for dim in range(len(shape(x))) if dim != 1]
-        p.freeze(x, f"{p.label(node)} takes statistics over it", others)
+    others = [dim for dim in range(len(shape(x))) if dim != 1]
+    p.freeze(x, f"{p.label(node)} takes statistics over it", others)
     return p.axes(x)
 
 

@@ -57,6 +57,14 @@ def drops_nothing(node: fx.Node) -> bool:
     "aten.softplus",
     "aten.log_sigmoid",
     "aten.threshold",
+    # other names of ops that are tagged
+    "aten.multiply",
+    "aten.divide",
+    "aten.subtract",
+    "aten.negative",
+    "aten.absolute",
+    "aten.fix",
+    "aten.isclose",
     needs_units=lost,
 )
 def pointwise(p: Propagation, node: fx.Node) -> Axes:

@@ -17,8 +17,6 @@ from depgraph.trace import shape
     "aten._unsafe_view",
     "aten.flatten",
     "aten.unflatten",
-    "aten.view_as",
-    "aten.reshape_as",
     "aten.unsqueeze",
     "aten.squeeze",
     needs_units=lost,
@@ -28,6 +26,15 @@ def view(p: Propagation, node: fx.Node) -> Axes:
     if 0 in shape(node):  # of a model that was emptied before: no size says what belongs to what
         return p.opaque(node, shape(node), "of a value that was emptied before")
     return p.algebra.regroup(p.axes(node.args[0]), shape(node), p.label(node))
+
+
+@rule("aten.view_as", "aten.reshape_as", needs_units=lost)
+def view_as(p: Propagation, node: fx.Node) -> Axes:
+    """A view whose sizes are those of another value, which therefore shrinks with it."""
+    axes, other = cast(Axes, view(p, node)), cast(fx.Node, node.args[1])
+    for dim, axis in enumerate(axes):
+        p.equate(node, (other, dim), axis)
+    return axes
 
 
 @rule("aten.permute", needs_units=lost)
@@ -78,9 +85,12 @@ def view_as_real(p: Propagation, node: fx.Node) -> Axes:
 
 @rule("aten.expand", "aten.expand_as", "aten.broadcast_to", needs_units=lost)
 def expand(p: Propagation, node: fx.Node) -> Axes:
-    """Copies along a dimension of size 1 are alike; what they meet decides whether they stay."""
-    source = node.args[0]
-    axes = p.new(node)
+    """Copies along a dimension of size 1 are alike; what they meet decides whether they stay.
+
+    Those that another value counts are as many as that one has.
+    """
+    source, other = node.args[0], arguments(node).get("other")
+    axes = p.new(node) if other is None else p.axes(other)
     offset = len(axes) - len(shape(source))  # type: ignore[arg-type]
     for dim, axis in enumerate(p.axes(source)):
         if axis:

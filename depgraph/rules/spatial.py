@@ -33,6 +33,17 @@ def resampled(p: Propagation, node: fx.Node) -> Axes | list[Axes]:
     return [axes] * len(values) if several else axes
 
 
+@rule("aten.grid_sampler", "aten.grid_sampler_2d", "aten.grid_sampler_3d")
+def sampled(p: Propagation, node: fx.Node) -> Axes:
+    """Each channel for itself, at the places of a grid: ``(b, c, ...)`` at ``(b, places, 2)``."""
+    x, grid = node.all_input_nodes
+    rank = len(shape(x))
+    p.freeze(x, f"{p.label(node)} resamples it", range(2, rank))
+    p.freeze(grid, f"{p.label(node)} takes coordinates from it", [rank - 1])
+    p.join(node, (x, 0), (grid, 0))
+    return [*p.axes(x)[:2], *p.axes(grid)[1:-1]]
+
+
 @rule("aten.pad", "aten.constant_pad_nd")
 def pad(p: Propagation, node: fx.Node) -> Axes:
     """Positions added at the ends of dimensions; channels may be padded, and pruned besides."""

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from click.testing import Result
 
@@ -88,6 +89,20 @@ def test_weights_that_do_not_fit_name_the_first_parameter(invoke: Invoke, tmp_pa
     torch.save({"cls_token": torch.zeros(1, 1, 7)}, tmp_path / "w.pt")
     args = ["--weights", tmp_path / "w.pt", "--metric=l2", "--out", tmp_path / "x"]
     failed(invoke("prune", *TINY, *args), "cls_token", "(1, 1, 7)")
+
+
+def test_weights_that_are_not_finite_name_the_parameter(
+    invoke: Invoke, data: Path, tmp_path: Path
+) -> None:
+    settings = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 32, "num_heads": 4}
+    state = timm.create_model("vit_tiny_patch16_224", num_classes=2, **settings).state_dict()
+    state["blocks.1.mlp.fc2.weight"][0, 0] = float("nan")
+    torch.save(state, tmp_path / "w.pt")
+    args = [*TINY, "--num-classes=2", "--weights", tmp_path / "w.pt", "--out", tmp_path / "x"]
+    failed(invoke("prune", *args, "--metric=random"), "'blocks.1.mlp.fc2.weight'", "NaN")
+    result = invoke("prune", *args, "--metric=taylor", "--data", data, "--target=wool")
+    failed(result, "'blocks.1.mlp.fc2.weight'", "NaN")
+    assert not (tmp_path / "x").exists()
 
 
 def test_weights_that_are_no_weights_are_refused(invoke: Invoke, tmp_path: Path) -> None:

@@ -92,7 +92,34 @@ def test_the_card_of_a_run_has_the_accuracy_on_each_domain(
     assert result.exit_code == 0, result.output
     card = ModelCard.load(tmp_path / "repository" / "README.md")
     assert "accuracy, wool (never seen in training)" in card.text
+    measured = {found.dataset_name: found for found in card.data.eval_results or ()}
+    row = json.loads((run / "result.json").read_text())
+    assert {name: found.metric_value for name, found in measured.items()} == row["pruned"][
+        "accuracy"
+    ]
+    kinds = {name: found.metric_name for name, found in measured.items()}
+    assert kinds["wool"] == "accuracy, unseen domain"
+    assert kinds["ink"] == kinds["clay"] == "accuracy, source domain"
+    assert "Unseen domain: wool" in card.text and "Source domains: clay, ink" in card.text
+    assert "nothing was selected" in card.text
+
+
+def test_the_card_says_what_was_selected_on_what(
+    invoke: Invoke, small: Path, data: Path, tmp_path: Path
+) -> None:
+    train = ["--data", data, "--target=wool", "--epochs=2", "--batch-size=6", "--recipe=strong"]
+    tuned = invoke("finetune", small, *train, "--json")
+    assert tuned.exit_code == 0, tuned.output
+    best = json.loads(tuned.stdout)["best_epoch"]
+    result = invoke("push-to-hub", small, "me/half", "--local-dir", tmp_path / "repository")
+    assert result.exit_code == 0, result.output
+    card = ModelCard.load(tmp_path / "repository" / "README.md")
+    assert f"epoch {best} of 2, chosen by the mean accuracy on held-out images" in card.text
     assert len(card.data.eval_results or ()) == 3
+    assert invoke("prune", *TINY, "--metric=l1", "--out", small).exit_code == 0
+    invoke("push-to-hub", small, "me/half", "--local-dir", tmp_path / "again")
+    again = ModelCard.load(tmp_path / "again" / "README.md")  # another model: not its accuracy
+    assert not again.data.eval_results and "no accuracy was measured" in again.text
 
 
 def test_a_licence_that_nobody_knows_has_to_be_said(

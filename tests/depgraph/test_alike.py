@@ -47,7 +47,9 @@ def both(monkeypatch: pytest.MonkeyPatch) -> Any:
         recorded = trace_module._recorded  # type: ignore[attr-defined]
         with monkeypatch.context() as patch:
             patch.setattr(
-                trace_module, "_recorded", lambda m, a, k, r, alike: recorded(m, a, k, r, False)
+                trace_module,
+                "_recorded",
+                lambda *args, **kwargs: recorded(*args, **{**kwargs, "alike": False}),
             )
             return quick, trace_forward(model, inputs, {})
 

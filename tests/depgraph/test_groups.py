@@ -96,6 +96,36 @@ def test_meaning_comes_from_the_graph_not_from_names() -> None:
     assert kinds == {"heads": 4, "head_dim": 6}
 
 
+@pytest.mark.parametrize("rank", [0, 4])
+def test_hidden_units_stay_hidden_beside_a_low_rank_adapter(rank: int) -> None:
+    """A sum of two layers of one input is no residual stream, wherever the model adds besides."""
+
+    class Layer(nn.Module):
+        def __init__(self, inner: int, outer: int) -> None:
+            super().__init__()
+            self.base = nn.Linear(inner, outer)
+            if rank:
+                self.down, self.up = nn.Linear(inner, rank), nn.Linear(rank, outer)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.base(x)
+            return y + self.up(self.down(x)) if rank else y
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc1, self.fc2 = Layer(16, 48), Layer(48, 16)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.fc2(self.fc1(x).relu())
+            return x.clone() + y
+
+    model = nn.Sequential(nn.Linear(6, 16), Block(), Block(), nn.Linear(16, 3))
+    found = [(g.kind, g.size) for g in depgraph.trace(model, torch.randn(2, 6)).prunable]
+    adapters = [("hidden", rank)] * 4 if rank else []
+    assert sorted(found) == sorted([("embed", 16), ("hidden", 48), ("hidden", 48), *adapters])
+
+
 def test_an_op_without_a_rule_freezes_what_it_touches_and_is_named() -> None:
     class Odd(nn.Module):
         def __init__(self) -> None:
@@ -103,10 +133,10 @@ def test_an_op_without_a_rule_freezes_what_it_touches_and_is_named() -> None:
             self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(6, 5), nn.Linear(5, 2)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.c(self.b(torch.histc(self.a(x), 18).view(3, 6)).relu())
+            return self.c(self.b(torch.renorm(self.a(x), 2, 0, 1.0)).relu())
 
     groups = depgraph.trace(Odd(), torch.randn(3, 4)).groups
-    around = [g for g in groups if g.frozen and "no rule for the op aten.histc" in g.frozen]
+    around = [g for g in groups if g.frozen and "no rule for the op aten.renorm" in g.frozen]
     assert [g.size for g in around] == [6, 6]
     assert all("(test_groups.py, line " in str(g.frozen) for g in around)
     assert [g.size for g in groups if g.frozen is None] == [5]

@@ -11,6 +11,7 @@ from torch._dynamo.testing import CompileCounter
 
 import domains.timing as timing
 from depgraph import DepgraphError
+from domains._paired import paired
 from domains.timing import TimingSettings, compare
 
 QUICK = TimingSettings(seconds=0, min_rounds=2, warmup_rounds=1)
@@ -93,6 +94,28 @@ def test_speedup_is_taken_within_rounds_so_that_a_slow_phase_cancels(clock):
     }
     result = compare(models, (4,), dataclasses.replace(QUICK, min_rounds=5))
     assert result["pruned"].speedup == pytest.approx(2)
+    assert result["pruned"].speedup_interval == pytest.approx((2, 2))
+
+
+def test_latency_and_speedup_agree_where_the_noise_met_the_models_in_other_rounds(clock):
+    models = {
+        "dense": Probe("dense", clock, 2, 2, 2, 2, 4, 4, 8, 8, 8),
+        "pruned": Probe("pruned", clock, 1, 1, 1, 1, 2, 3, 5, 5, 7),
+    }
+    result = compare(models, (4,), dataclasses.replace(QUICK, min_rounds=6))
+    dense, pruned = result["dense"], result["pruned"]
+    assert dense.latency_ms / pruned.latency_ms == pytest.approx(pruned.speedup)
+    assert dense.latency_ms == dense.median_ms and pruned.latency_ms != pruned.median_ms
+    assert pruned.throughput == pytest.approx(1e3 / pruned.latency_ms)
+    low, high = pruned.speedup_interval
+    assert low < pruned.speedup < high
+
+
+@pytest.mark.parametrize(("rounds", "low"), [(5, 0), (6, 0), (10, 1), (20, 5), (50, 17)])
+def test_the_interval_is_that_of_the_order_statistics(rounds: int, low: int):
+    times = np.ones((rounds, 2))
+    times[:, 0] = np.arange(rounds)[::-1] + 1
+    assert paired(times, 1)[2] == (low + 1, rounds - low)
 
 
 def test_models_take_turns_and_each_round_starts_with_another(clock):

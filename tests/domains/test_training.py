@@ -441,10 +441,10 @@ def test_stopped_while_writing_the_checkpoint_the_one_before_is_whole(
 
 
 def test_what_a_killed_run_left_half_written_does_no_harm(split, quick, tiny_net, tmp_path):
-    (tmp_path / "checkpoint.pt.part").write_bytes(b"half")
+    (tmp_path / ".checkpoint.pt.0123456789abcdef.tmp").write_bytes(b"half")
     result = finetune(tiny_net(), split, quick, tmp_path, resume=True, progress=False)
     assert len(result.history) == 3
-    assert not (tmp_path / "checkpoint.pt.part").exists()
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_defaults_are_used_where_no_settings_are_given(split, tiny_net, tmp_path, monkeypatch):
@@ -460,3 +460,10 @@ def test_the_progress_bar_writes_to_standard_error_only(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err
+
+
+def test_epochs_are_logged_to_whoever_hears_the_library(split, quick, tiny_net, tmp_path, caplog):
+    with caplog.at_level("INFO", logger="domains"):
+        finetune(tiny_net(), split, quick, tmp_path, progress=False, name="mine")
+    lines = [line for line in caplog.messages if line.startswith("mine: epoch")]
+    assert len(lines) == 3 and lines[-1].endswith("ETA 0 s")

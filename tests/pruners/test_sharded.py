@@ -64,6 +64,17 @@ def test_a_saved_model_is_pruned_again_from_its_directory(tmp_path: Path) -> Non
     assert torch.equal(depgraph.load(tmp_path / "small")(images()), expected(images()))
 
 
+@pytest.mark.parametrize("metric", ["l1", "random"])
+def test_a_weight_that_is_not_finite_is_refused_by_name(metric: str, tmp_path: Path) -> None:
+    model = tiny()
+    with torch.no_grad():
+        model.blocks[1].attn.proj.bias[3] = float("inf")
+    source = in_shards(model, tmp_path / "dense")
+    with pytest.raises(depgraph.DepgraphError, match=r"'blocks\.1\.attn\.proj\.bias' holds NaN"):
+        pruners.prune_checkpoint(structure(), images(), source, tmp_path / "small", metric)
+    assert not (tmp_path / "small").exists()
+
+
 def test_tied_weights_are_stored_once(tmp_path: Path) -> None:
     model = Tied()
     state = dict(model.named_parameters())  # without the second name of a tied one

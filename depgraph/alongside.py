@@ -1,0 +1,115 @@
+"""What a model runs besides the traced forward: its other mode, and ops whose results are dropped.
+
+An auxiliary head that only training runs, or a norm whose result nobody returns, reads the same
+activations, and has to fit them after a cut. So these forwards are walked in terms of the atoms of
+the first one; what they alone hold stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from depgraph._couplings import couples_alike
+from depgraph._modules import structural_copy
+from depgraph.axes import Atom, axis_atoms
+from depgraph.propagate import Propagation
+from depgraph.trace import Trace, TraceError, trace_forward
+from depgraph.vanish import freeze_mixed_sums
+from depgraph.weights import freeze_normalised_weights
+
+
+def other_modes(model: nn.Module, traced: Trace) -> tuple[Trace, ...]:
+    """Traces of a model in the modes in which it may couple other dimensions.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Stays as it is.
+    traced : Trace
+        Of it, in its own mode.
+
+    Returns
+    -------
+    tuple of Trace
+        None of a mode in which the model does not run with these inputs.
+    """
+    if couples_alike(traced, model):
+        return ()
+    found = []
+    for training in (False, True):
+        if set(traced.modes.values()) == {training}:
+            continue
+        copy = structural_copy(model)
+        copy.train(training)  # which need not give the model back
+        try:
+            found.append(trace_forward(copy, *traced.example))
+        except TraceError:
+            continue
+    return tuple(found)
+
+
+def walk(
+    traced: Trace, others: Sequence[Trace] = ()
+) -> tuple[tuple[Propagation, ...], tuple[Propagation, ...]]:
+    """The walk over a trace, and over all that runs besides, in terms of the same atoms.
+
+    Parameters
+    ----------
+    traced : Trace
+    others : sequence of Trace
+        Of the same model, in other modes.
+
+    Returns
+    -------
+    in_modes : tuple of Propagation
+        That of the trace, and one for each of the others.
+    aside : tuple of Propagation
+        Of the forwards with the ops whose results nobody reads, where there are some.
+    """
+    called = {call.name for trace in (traced, *others) for call in trace.calls}
+    p = Propagation(traced, called=called)
+    p.run()
+    in_modes = (p, *(_walk_again(p, trace, Propagation) for trace in others))
+    complete = [q.trace.complete for q in in_modes if q.trace.complete is not None]
+    aside = tuple(_walk_again(p, trace, _Unread) for trace in complete)
+    for q in in_modes:
+        freeze_normalised_weights(q)
+        freeze_mixed_sums(q)
+    _freeze_unread(p)
+    return in_modes, aside
+
+
+class _Unread(Propagation):
+    """A walk over ops that have to run after a cut, whatever comes of them."""
+
+    def freeze(self, node: Any, reason: str, dims: Sequence[int] | None = None) -> None:
+        """Leave alone what would only change a result."""
+
+
+def _walk_again(p: Propagation, trace: Trace, kind: type[Propagation]) -> Propagation:
+    seeds = {node: p.axes(p.trace.tensors[name]) for name, node in trace.tensors.items()}
+    seeds.update(zip(trace.inputs, map(p.axes, p.trace.inputs), strict=True))
+    q = kind(trace, seeds, p.algebra)
+    q.run()
+    return q
+
+
+def _freeze_unread(p: Propagation) -> None:
+    """Keep whole what is a dimension of nothing but parameters that nothing reads."""
+    tensors = {node: name for name, node in p.trace.tensors.items()}
+    read: set[Atom] = set()
+    unread = []
+    for node in p.trace.nodes:
+        if node in tensors and not node.users:
+            unread.append(node)
+            continue
+        results = [p.axes(node)] if p.axes(node) else p.results(node)
+        read.update(atom for axes in results for axis in axes for atom in axis_atoms(axis))
+    for node in unread:
+        for axis in p.axes(node):
+            own = tuple(atom for atom in axis_atoms(axis) if atom not in read)
+            reason = f"nothing that the traced forward returns depends on '{tensors[node]}'"
+            p.algebra.freeze(own, reason)

@@ -1,0 +1,169 @@
+"""Forwards that read values: of literals, of buffers, of masks and of sizes among their inputs."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import depgraph
+from tests.interpret import masked_outputs
+from tests.reference import relative_difference
+
+
+class Net(nn.Module):
+    """Two layers, and what comes between the input and them."""
+
+    def __init__(self, before: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.before = before
+        self.first, self.second = nn.Linear(8, 16), nn.Linear(16, 3)
+        self.register_buffer("steps", torch.tensor([2, 0, 1]))
+
+    def forward(self, x: Tensor, *more: Tensor) -> Tensor:
+        h: Tensor = self.second(torch.relu(self.first(self.before(self, x, *more))))
+        return h
+
+
+def check_half(model: nn.Module, inputs: tuple[Any, ...], others: tuple[Any, ...] = ()) -> None:
+    """Half of each group may go, exactly; and the sliced model runs on other inputs as well."""
+    graph = depgraph.trace(model.eval(), inputs)
+    assert graph.prunable
+    plan = graph.plan({group.name: range(group.size // 2) for group in graph.prunable})
+    small = plan.apply(model)
+    again = depgraph.Plan.from_json(plan.to_json()).apply(model)
+    with torch.no_grad():
+        (expected,) = masked_outputs(graph, plan, model, inputs)
+        assert relative_difference(small(*inputs), expected) < 1e-5
+        assert torch.equal(again(*inputs), small(*inputs))
+        if others:
+            small(*others)
+
+
+LITERALS: tuple[Callable[..., Tensor], ...] = (
+    lambda net, x: x - torch.tensor([0.5] * 8, device=x.device),
+    lambda net, x: x - torch.tensor(0.5, device=x.device),
+    lambda net, x: x - torch.as_tensor([0.5] * 8, dtype=x.dtype, device=x.device),
+    lambda net, x: x - torch.asarray([0.5] * 8, device=x.device),
+    lambda net, x: x - torch.as_tensor(np.full(8, 0.5, np.float32), device=x.device),
+    lambda net, x: x - x.new_tensor([0.5] * 8),
+    lambda net, x: x[:, torch.tensor([7, 6, 5, 4, 3, 2, 1, 0], device=x.device)],
+    lambda net, x: x * torch.tensor([float(net.steps[0]), 2.0], device=x.device)[0],
+)
+
+
+@pytest.mark.parametrize("before", LITERALS)
+def test_a_literal_on_the_inputs_device_is_traced(before: Callable[..., Tensor]) -> None:
+    check_half(Net(before), (torch.randn(2, 8),), (torch.randn(5, 8),))
+
+
+def _window(net: Any, x: Tensor, sizes: Tensor) -> Tensor:
+    """The rows of each of several sequences, less their mean."""
+    parts = x.split(sizes.tolist())
+    return torch.cat([part - part.mean(0) for part in parts])
+
+
+READING: tuple[tuple[Callable[..., Tensor], tuple[Tensor, ...]], ...] = (
+    (lambda net, x: x if net.steps[0] > 0 else x.flip(0), ()),
+    (lambda net, x: x * int(net.steps.max()), ()),
+    (lambda net, x, mask: x if mask.all() else x * mask[:, None], (torch.ones(6).long(),)),
+    (lambda net, x, mask: x if (mask == 1).all() else x * mask[:, None], (torch.ones(6),)),
+    (_window, (torch.tensor([4, 2]),)),
+    (
+        lambda net, x, sizes: (
+            x + torch.arange(2.0).repeat_interleave(sizes, output_size=len(x))[:, None]
+        ),
+        (torch.tensor([4, 2]),),
+    ),
+    (
+        lambda net, x, sizes: x + torch.arange(2.0).repeat_interleave(sizes)[:, None],
+        (torch.tensor([4, 2]),),
+    ),
+    (lambda net, x, mask: x[mask], (torch.tensor([True, True, False, True, True, False]),)),
+    (lambda net, x, index: x[index.unique()], (torch.tensor([3, 3, 1]),)),
+    (lambda net, x, mask: x[mask.nonzero().flatten()], (torch.tensor([1, 0, 1, 0, 1, 1]),)),
+)
+
+
+@pytest.mark.parametrize(("before", "more"), READING)
+def test_values_that_say_how_to_read_the_input_are_read(
+    before: Callable[..., Tensor], more: tuple[Tensor, ...]
+) -> None:
+    check_half(Net(before), (torch.randn(6, 8), *more))
+
+
+def test_a_value_written_in_place_is_read_as_it_is_then() -> None:
+    def before(net: Any, x: Tensor, sizes: Tensor) -> Tensor:
+        ends = x.new_zeros(3, dtype=torch.long)
+        ends[1:] = sizes.cumsum(0)
+        first = ends[1:2]
+        assert int(first) == 4
+        ends.add_(1)
+        assert int(first) == 5
+        return x[: int(first)]
+
+    check_half(Net(before), (torch.randn(6, 8), torch.tensor([4, 2])))
+
+
+def test_what_was_read_is_recorded() -> None:
+    model = Net(lambda net, x, mask: x if mask.all() and net.steps[0] > 0 else x.flip(0))
+    traced = depgraph.trace(model, (torch.randn(6, 8), torch.ones(6).long())).traced
+    first, second = traced.reads
+    assert (first.answer, second.answer) == (True, True)
+    assert (first.inputs, second.inputs) == (frozenset(traced.inputs[1:]), frozenset())
+    assert first.source.startswith("test_values.py, line ")
+
+
+def test_a_buffer_whose_values_are_read_stays_whole() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(8, 16), nn.Linear(16, 3)
+            self.register_buffer("scale", torch.ones(16))
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.first(x)
+            if not torch.equal(self.scale, torch.ones_like(self.scale)):
+                h = h * self.scale
+            y: Tensor = self.second(h + self.scale)
+            return y
+
+    graph = depgraph.trace(Scaled(), torch.randn(2, 8))
+    (scaled,) = (g for g in graph.groups if any(m.parameter == "first.bias" for m in g.members))
+    assert "values are read" in str(scaled.frozen)
+
+
+CHECKS: tuple[Callable[..., None], ...] = (
+    lambda h: _complain("not finite") if not torch.isfinite(h).all() else None,
+    lambda h: _complain("too large") if (h.abs() > 1e6).any().item() else None,
+    lambda h: _complain("none") if torch.equal(h, h + 1) else None,
+)
+
+
+def _complain(text: str) -> None:
+    raise ValueError(text)
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_a_check_of_activations_is_taken_to_pass(check: Callable[..., None]) -> None:
+    class Checked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(8, 16), nn.Linear(16, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.first(x)
+            check(h)
+            y: Tensor = self.second(h)
+            check(y)
+            return y
+
+    check_half(Checked(), (torch.randn(2, 8),), (torch.randn(5, 8),))
+
+
+def test_a_branch_on_activations_is_refused_by_the_models_own_line() -> None:
+    model = Net(lambda net, x: x if x.sum() > 0 else x.flip(0))
+    with pytest.raises(depgraph.DepgraphError, match=r"test_values.py, line \d+.*torch.where"):
+        depgraph.trace(model, torch.randn(2, 8))
