@@ -33,7 +33,9 @@ class Conditions:
     def take(self, given: Given) -> None:
         """Ask for what a call gives: kinds, types, sizes, and equal values of what is no tensor."""
         for name, value in given.bound.arguments.items():
-            if not pytree.tree_is_leaf(value):
+            if not pytree.tree_is_leaf(value) and not pytree.tree_leaves(value):
+                self._need(f"not {name}")
+            elif not pytree.tree_is_leaf(value):
                 spec = self._hold(pytree.tree_structure(value))
                 self._need(f"{self._hold(pytree.tree_structure)}({name}) == {spec}")
         for path, leaf in given.leaves():
@@ -74,7 +76,7 @@ class Conditions:
     def guards(self, guards: Iterable[str]) -> None:
         """Ask for conditions on the symbols."""
         for guard in guards:
-            self._need(f"({guard})")
+            self._need(guard)
 
     def compiled(self) -> Fits:
         """The function."""
@@ -84,7 +86,7 @@ class Conditions:
         return made
 
     def _need(self, text: str) -> None:
-        self._lines.append(f"if not {text}: return False")
+        self._lines.append(f"if not ({text}): return False")
 
     def _hold(self, value: Any) -> str:
         if isinstance(value, torch.dtype):
@@ -113,10 +115,15 @@ class Conditions:
                 if not isinstance(dense, Symbol):
                     self._need(f"{text}.size({dim}) == {size}")
                     continue
-                if dense.number not in known:
-                    known.add(dense.number)
-                    self._lines.append(f"n{dense.number} = {text}.size({dim}) // {dense.kept}")
-                self._need(f"{text}.size({dim}) == n{dense.number} * {dense.kept}")
+                name, asked = f"n{dense.number}", f"{text}.size({dim})"
+                first = dense.number not in known
+                known.add(dense.number)
+                times = "" if dense.kept == 1 else f" * {dense.kept}"
+                if first:
+                    by = "" if dense.kept == 1 else f" // {dense.kept}"
+                    self._lines.append(f"{name} = {asked}{by}")
+                if times or not first:
+                    self._need(f"{asked} == {name}{times}")
 
     def _signature(self, signature: inspect.Signature) -> str:
         parts = ["self"]

@@ -21,7 +21,6 @@ from depgraph._alike import UnlikeError, plain_key
 from depgraph._calls import Unread
 from depgraph._meta import META
 from depgraph._symbols import Symbols
-from depgraph._values import tells_how
 from depgraph.axes import Atom, Axis, Concat, axis_atoms, axis_size
 from depgraph.errors import DepgraphError
 
@@ -265,7 +264,8 @@ class Reader:
             new.append(made[2])
         strides = leaf.stride() if leaf.layout is torch.strided else ()
         order = sorted(range(len(strides)), key=lambda dim: -strides[dim])
-        whole = not leaf.is_meta and tells_how(leaf) and not any(map(self._is_cut, known))
+        integers = type(leaf) is Tensor and not (leaf.is_meta or leaf.is_floating_point())
+        whole = integers and not any(map(self._is_cut, known))
         return GivenTensor(
             [path],
             leaf.dtype,

@@ -50,6 +50,10 @@ class RawRecorder(Recorder):
             self.values.know(self.node(value), self._known[id(tensor)])
         return value
 
+    def __sym_dispatch__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        """Arithmetic on symbols is no node: an expression says where a size is from."""
+        return func(*args, **kwargs)
+
     def _note_read(self, tensor: Any, answer: Any) -> None:
         super()._note_read(tensor, answer)
         found = self.values.of(self.node(tensor)) if isinstance(tensor, Tensor) else None

@@ -222,7 +222,14 @@ class Writer:
             target, args, kwargs = self._with_parts(raw)
         if name in RANGES:
             target, args, kwargs = self._with_range(raw, target, args, kwargs)
-        self._made[raw] = self._graph.call_function(target, args, kwargs)  # type: ignore[arg-type]
+        self._made[raw] = self._called(target, args, kwargs)
+
+    def _called(self, target: Any, args: Any, kwargs: Any) -> fx.Node:
+        """A call of an op; by the tensor's method where ``torch.jit.trace`` would fix its sizes."""
+        name = getattr(target, "_opname", "")
+        if name in _METHODS and not kwargs:
+            return self._graph.call_method(name, args)
+        return self._graph.call_function(target, args, kwargs)
 
     def _device(self) -> fx.Node:
         """Where the module's inputs are, wherever it was traced."""
@@ -365,6 +372,15 @@ class Writer:
         for key in places:
             node = self._graph.call_function(getitem, (node, key))
         return node
+
+
+_METHODS = frozenset(
+    {
+        *("view", "reshape", "expand", "repeat", "unflatten", "select", "split_with_sizes"),
+        *("new_zeros", "new_ones", "new_empty", "new_full"),
+    }
+)
+"""Ops with sizes among their arguments that tensors have as methods of the same arguments."""
 
 
 def _forced(enabled: bool, disabled: bool) -> bool | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from depgraph._modules import named_modules
@@ -14,7 +15,7 @@ from depgraph.errors import DepgraphError
 from depgraph.literals import GROUPED, PARTING, RANGES, SIZE_ARGUMENTS, kept_range, range_of
 from depgraph.propagate import Propagation, arguments, op_name
 from depgraph.rules.convolve import group_axis
-from depgraph.trace import TraceError, shape, trace_forward
+from depgraph.trace import Trace, TraceError, shape, trace_forward
 
 if TYPE_CHECKING:
     from depgraph.graph import DependencyGraph
@@ -81,6 +82,7 @@ def _verify_in_mode(
     after = [n for n in again.nodes if n.op == "call_function" and n not in again.asking]
     for old, new in zip(before, after, strict=False):
         _compare(graph, p, old, new, kept)
+        _compare_held(p, again, old, new)
     if len(before) != len(after):
         raise Mismatch(
             "",
@@ -94,6 +96,18 @@ def _verify_in_mode(
             raise Mismatch(
                 "", f"parameter '{name}' came out as {shape(again.tensors[name])}, not {expected}"
             )
+
+
+def _compare_held(p: Propagation, again: Trace, old: fx.Node, new: fx.Node) -> None:
+    """Tensors that no module has registered are the same: one made from a width is not."""
+    held, found = ([x for x in node.all_input_nodes if x.op == "get_attr"] for node in (old, new))
+    for one, other in zip(held, found, strict=False):
+        first, second = p.trace.constants[str(one.target)], again.constants[str(other.target)]
+        if first.is_meta or second.is_meta:
+            continue
+        if first.shape != second.shape or not torch.equal(first.cpu(), second.cpu()):
+            module = p.trace.owner.get(old, "")
+            raise Mismatch(module, f"module '{module}' makes a tensor from a pruned size")
 
 
 def _compare(
