@@ -18,7 +18,16 @@ from depgraph._recorder import Recorder
 from depgraph._symbols import hint, pin
 
 
-class RawRecorder(Recorder):
+class ModuleRecorder(Recorder):
+    """A graph of a module that is to be written anew: hooks of its children stay with these."""
+
+    encloses_hooks = True
+
+    def with_unread(self) -> None:
+        """What nobody reads is not written."""
+
+
+class RawRecorder(ModuleRecorder):
     """A graph in the making whose numbers may be symbols.
 
     Parameters
@@ -69,8 +78,8 @@ class RawRecorder(Recorder):
             except RuntimeError as error:
                 if "symbolic" not in str(error):
                     raise
-                # a kernel that knows numbers only: right at these sizes, as a guard then says
-                return func(*self._map(args, _concrete), **self._map_values(kwargs, _concrete))
+            # a kernel that knows numbers only: right at these sizes, as a guard then says
+            return func(*self._map(args, _concrete), **self._map_values(kwargs, _concrete))
 
 
 def _pin_all(node: fx.Node) -> None:

@@ -100,6 +100,8 @@ class Recorder(ProxyTorchDispatchMode):
 
     can_repeat = True
     """Whether a call that is alike an earlier one may be recorded without its forward."""
+    encloses_hooks = False
+    """Whether what a module's hooks do is part of its call."""
 
     # torch admits only its own proxy mode to the PreDispatch key; all of its behaviour is replaced.
 
@@ -173,7 +175,11 @@ class Recorder(ProxyTorchDispatchMode):
         Calls that are alike may be repeated without their forwards.
         """
         modules = named_modules(model)
-        by_hooks = {n: module for n, module in modules.items() if not can_be_watched(module)}
+        by_hooks = {
+            name: module
+            for name, module in modules.items()
+            if not can_be_watched(module, self.encloses_hooks)
+        }
         rest = {name: module for name, module in modules.items() if name not in by_hooks}
         if by_hooks:
             self.mode_readers.add("")  # what these read is not seen: anything may have
@@ -216,11 +222,15 @@ class Recorder(ProxyTorchDispatchMode):
         if len(alive) == len(self.nodes) + 1:
             return outputs, (*self.nodes, last), self.calls
         calls = without_unread(self.calls, self.nodes, alive)
-        self.unread = with_unread(self.nodes, self.calls)
+        self.unread = self.with_unread()
         for node in reversed(self.nodes):
             if node not in alive:
                 self.graph.erase_node(node)
         return outputs, tuple(self.graph.nodes), calls
+
+    def with_unread(self) -> Unread | None:
+        """The forward with the ops whose results nobody reads."""
+        return with_unread(self.nodes, self.calls)
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from depgraph._given import Example, Given
 from depgraph._meta import META
 from depgraph._modules import named_modules, named_tensors, structural_copy
-from depgraph._raw import RawRecorder
+from depgraph._raw import ModuleRecorder, RawRecorder
 from depgraph._symbols import Symbols, hint
 from depgraph.trace import Trace, TraceError, shape, trace_forward, trace_raw
 
@@ -56,6 +56,9 @@ class Skeleton:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = structural_copy(module)
+        # the sliced module has its hooks, which run around the forward
+        self.module._forward_hooks.clear()
+        self.module._forward_pre_hooks.clear()
         for inner in named_modules(self.module).values():
             for registry in (inner._parameters, inner._buffers):
                 for key, tensor in registry.items():
@@ -165,7 +168,7 @@ def _on_meta(tensor: torch.Tensor, dtype: Any) -> torch.Tensor:
 
 def _traced(module: nn.Module, given: Given) -> Traced:
     example = given.example()
-    numbers = trace_forward(module, example.args, example.kwargs)
+    numbers = trace_forward(module, example.args, example.kwargs, ModuleRecorder)
     symbols = Symbols()
     try:
         with symbols.in_use():

@@ -76,10 +76,11 @@ def _index(tensor: Tensor, places: Any) -> Any:
     return _plain_index(tensor, places)
 
 
-def can_be_watched(module: nn.Module) -> bool:
+def can_be_watched(module: nn.Module, with_hooks: bool = False) -> bool:
     """Whether the recorder sees what the module's forward is given and gives by its call alone."""
     hooks = (module._forward_hooks, module._forward_pre_hooks)
-    return type(module).__call__ is nn.Module.__call__ and not any(hooks)
+    plain = type(module).__call__ is nn.Module.__call__
+    return plain and (with_hooks or not any(hooks))
 
 
 @contextmanager

@@ -107,7 +107,9 @@ def shape(node: fx.Node) -> tuple[int, ...]:
 
 
 @collection_paused()
-def trace_forward(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
+def trace_forward(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], make: Maker = Recorder
+) -> Trace:
     """Trace ``model(*args, **kwargs)`` to ATen ops.
 
     Parameters
@@ -116,6 +118,8 @@ def trace_forward(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
         On any device, ``meta`` included, in either mode. It is not changed.
     args, kwargs : tuple, dict
         Tensors, real or meta, and plain values; containers of them are allowed.
+    make : callable
+        Makes the recorder.
 
     Returns
     -------
@@ -134,7 +138,7 @@ def trace_forward(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     buffer, a mask or an integer input is that of the example (`depgraph._values`).
     """
     with torch.no_grad():
-        return _traced(model, args, kwargs, Recorder)
+        return _traced(model, args, kwargs, make)
 
 
 def trace_raw(
