@@ -122,7 +122,8 @@ def _couplings(traced: Trace) -> Any:
     ]
     types = [node.meta["val"].dtype for node in traced.outputs]
     places = (*traced.tensors.values(), *traced.inputs, *traced.outputs)
-    made: set[fx.Node] = set()  # of nothing that the module holds or is given: noise
+    # of nothing that has dimensions: noise, and a count of batches
+    made = {node for node in traced.tensors.values() if not any(n > 1 for n in shape(node))}
     names = []
     for node in traced.nodes:
         if node.op == "call_function" and made.issuperset(node.all_input_nodes):

@@ -235,6 +235,7 @@ def frozen_of(graph: depgraph.DependencyGraph, parameter: str, dim: int) -> str 
     [
         OfTraining,
         OfEvaluation,
+        Returnless,
         Noisy,
         Heads,
         Nested,
