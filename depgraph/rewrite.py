@@ -33,7 +33,6 @@ from depgraph._writer import Writer
 from depgraph.axes import Atom, Axis
 from depgraph.errors import DepgraphError
 from depgraph.propagate import Propagation
-from depgraph.trace import TraceError
 
 Forward = Callable[..., Any]
 
@@ -115,7 +114,13 @@ class Rewriter:
             own,
             tuple(name[len(prefix) :] for name in self._removed if name.startswith(prefix)),
         )
-        rewrite.write_traced(module, call)
+        modes = {
+            name[len(prefix) :]: mode
+            for name, mode in trace.modes.items()
+            if name.startswith(prefix)
+        }
+        modes[""] = trace.modes[call.name]
+        rewrite.write_traced(module, call, modes)
         return rewrite.cls
 
     def _skeleton(self, module: nn.Module) -> Skeleton:
@@ -184,22 +189,14 @@ class Rewrite:
     def __deepcopy__(self, memo: dict[int, Any]) -> Rewrite:
         return self  # what it says does not change, and copies of a module share their class
 
-    def write_traced(self, module: nn.Module, call: ModuleCall) -> None:
-        """Write the forward of the call in a trace, for evaluation and for training."""
+    def write_traced(self, module: nn.Module, call: ModuleCall, modes: dict[str, bool]) -> None:
+        """Write the forward of the call in a trace; another mode is written when it is called."""
         bound = self._signature.bind(*call.args, **call.kwargs)
         bound.apply_defaults()
         values = {key: _meta(value) for key, value in bound.arguments.items()}
         bound.arguments.update(values)
         given = self._reader.read(bound, dense=True)
-        training = module.training
-        self._write(module, given, {name: m.training for name, m in _modules(module)})
-        if not self._reads_modes:
-            return
-        try:
-            other = {name: not training for name, _ in _modules(module)}
-            self._write(module, self._reader.read(bound, dense=True), other)
-        except TraceError:
-            return  # the call itself says so, if it comes
+        self._write(module, given, modes)
 
     def forward_for(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Forward:
         """The forward that was written for a call like this one; written now where none was."""
@@ -257,9 +254,7 @@ class Rewrite:
         read = traced.numbers.modes_read | traced.raw.modes_read
         own = {name for reader, name in read if not reader}
         unseen = "" in traced.numbers.mode_readers and not own
-        found = {name for name, _ in _modules(self.skeleton.module)} if unseen else own
-        self._reads_modes = bool(found)
-        return found
+        return {name for name, _ in _modules(self.skeleton.module)} if unseen else own
 
     def _propagated(self, given: Given, traced: Traced) -> Propagation:
         """The axes of this trace, in terms of the atoms of the plan."""
