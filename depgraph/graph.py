@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from depgraph import rules  # noqa: F401  (registers the rules)
 from depgraph._collection import collection_paused
 from depgraph._dead import Dead, find_dead_in_modes
-from depgraph._inputs import input_spec
+from depgraph._inputs import input_spec, trace_state
 from depgraph._networkx import build_networkx, write_graphml
 from depgraph.aligned import Aligned, aligned_axes, multiples, unaligned
 from depgraph.alongside import walk
@@ -302,6 +302,7 @@ class DependencyGraph:
             input_spec(self.traced.example, self.traced.inputs_read),
             bool(self.separated),
             choices,
+            trace_state(self.traced),
             self,
         )
 
