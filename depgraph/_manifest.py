@@ -47,6 +47,8 @@ class Manifest:
         What the process that saved a model without a recipe remembers it by.
     versions : dict of str to str
         Of the packages that made it.
+    checksums : dict of str to str
+        CRC-32 of each file of tensors.
     """
 
     cls: str
@@ -61,6 +63,7 @@ class Manifest:
     ops: dict[str, str] = field(default_factory=dict)
     key: str = ""
     versions: dict[str, str] = field(default_factory=dict)
+    checksums: dict[str, str] = field(default_factory=dict)
 
     @property
     def limit(self) -> int:
@@ -135,6 +138,7 @@ def _checked(data: dict[str, Any]) -> Manifest:
         ops=_texts(data["ops"]),
         key=_word(data["key"]),
         versions=_texts(data["versions"]),
+        checksums=_texts(data["checksums"]),
     )
 
 

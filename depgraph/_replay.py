@@ -66,9 +66,9 @@ def rebuild(manifest: Manifest, model: nn.Module | None = None) -> nn.Module:
 
 
 def without_data(model: nn.Module) -> nn.Module:
-    """A copy of a model with its parameters and buffers on the meta device."""
+    """A copy of a model with its parameters on the meta device; a forward may read its buffers."""
     model = structural_copy(model)
-    replace_tensors(model, {id(t): on_meta(t) for t in registered(model).values()})
+    replace_tensors(model, {id(parameter): on_meta(parameter) for parameter in model.parameters()})
     return model
 
 

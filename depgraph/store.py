@@ -11,6 +11,7 @@ given by the user, and the plans are applied again.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import os
 import secrets
@@ -26,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from depgraph._describe import Saved, describe, plans_of
-from depgraph._files import inside
+from depgraph._files import checksum, inside
 from depgraph._manifest import BEFORE, FORMAT, NAME, Manifest, read_manifest
 from depgraph._modules import structural_copy
 from depgraph._outline import facts, first_difference, ops
@@ -82,8 +83,7 @@ def save(model: nn.Module, directory: str | PathLike[str], source: Any = None) -
     try:
         with _folder_beside(directory) as temporary:
             save_file(_flat(saved.weights), temporary / WEIGHTS, metadata={"format": "pt"})
-            write_texts(temporary, saved)
-            _prove(temporary, saved)
+            _prove(temporary, write_texts(temporary, saved), saved)
             move_files(temporary, directory)
     except OSError as error:
         raise DepgraphError(
@@ -110,19 +110,35 @@ class _folder_beside:
         shutil.rmtree(self.path, ignore_errors=True)
 
 
-def write_texts(directory: Path, saved: Saved) -> None:
-    """Write what a saved model has beside its weights; all files get the modes that umask gives."""
+def write_texts(directory: Path, saved: Saved) -> Manifest:
+    """Write what a saved model has beside its weights; all files get the modes that umask gives.
+
+    Parameters
+    ----------
+    directory : Path
+        Where the weights are already.
+    saved : Saved
+
+    Returns
+    -------
+    Manifest
+        With the checksums of all tensors.
+    """
     if saved.others:
         save_file(_flat(saved.others), directory / BUFFERS)
-    texts = {NAME: saved.manifest.to_json(), "config.json": json.dumps(saved.config, indent=1)}
+    files = sorted(path.name for path in directory.glob("*.safetensors"))
+    checksums = {name: checksum(directory, name) for name in files}
+    manifest = dataclasses.replace(saved.manifest, checksums=checksums)
+    texts = {NAME: manifest.to_json(), "config.json": json.dumps(saved.config, indent=1)}
     for name, text in texts.items():
         (directory / name).write_text(text, encoding="utf-8")
     set_file_modes(directory)
+    return manifest
 
 
-def _prove(directory: Path, saved: Saved) -> None:
+def _prove(directory: Path, manifest: Manifest, saved: Saved) -> None:
     """Read what was written, and compare."""
-    if read_manifest(directory) != saved.manifest:
+    if read_manifest(directory) != manifest:
         raise DepgraphError("plan.json does not come back as it was written; nothing was saved")
     written = _read_tensors(directory, WEIGHTS, "cpu")
     if saved.others:
@@ -235,7 +251,7 @@ def load(
     manifest, built = _structure(directory, model)
     tensors: dict[str, Tensor] = {}
     for file in weight_files(directory):
-        tensors |= _read_tensors(directory, file, device)
+        tensors |= _read_tensors(directory, file, device, manifest)
     return _filled(directory, manifest, built, tensors, device, model is not None)
 
 
@@ -289,7 +305,7 @@ def _filled(
 ) -> nn.Module:
     weights = set(tensors)
     if (directory / BUFFERS).exists():
-        tensors |= _read_tensors(directory, BUFFERS, device)
+        tensors |= _read_tensors(directory, BUFFERS, device, manifest)
     place(manifest, built, tensors)
     for name, tensor in {**registered(built), **held(built)}.items():
         if tensor.is_meta and not (name in weights and tensors[name].is_meta):
@@ -314,8 +330,16 @@ def _compare(manifest: Manifest, built: nn.Module) -> None:
         )
 
 
-def _read_tensors(directory: Path, file: str, device: str | torch.device) -> dict[str, Tensor]:
+def _read_tensors(
+    directory: Path, file: str, device: str | torch.device, manifest: Manifest | None = None
+) -> dict[str, Tensor]:
+    """The tensors of a file; of one that is not as it was written none, where a manifest tells."""
     path = inside(directory, file)
+    if manifest is not None and manifest.checksums.get(file) != checksum(directory, file):
+        raise DepgraphError(
+            f"'{path}' is damaged: it is not the file that was saved with {NAME}; save the model "
+            "again, or copy both files again"
+        )
     try:
         found = load_file(path, device=str(device))
         # torch's kernels give other last digits where memory begins at odd places
