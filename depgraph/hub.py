@@ -1,6 +1,6 @@
 """Saved models on the Hugging Face hub: ``hf-hub:owner/name``, or ``hf-hub:owner/name@revision``.
 
-A repository holds the files of `depgraph.save`; loading one runs no code from it.
+A repository holds the files of `depgraph.save`; no code is read from it.
 """
 
 from __future__ import annotations
