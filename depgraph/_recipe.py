@@ -51,6 +51,12 @@ _SIZES = frozenset({"pretrained_window_size", "pretrained_window_sizes"})
 _LABELS = frozenset({"id2label", "label2id"})
 """Mappings between numbers and the names of classes, which may be any text."""
 _IMPLEMENTATIONS = ("eager", "sdpa")
+_LENGTHS = frozenset(
+    {"depth", "depths", "layer", "layers", "blocks", "repeat", "repeats", "stages", "steps"}
+    | {"iteration", "iterations", "iters", "loops"}
+)
+_MAX_LENGTH = 1024
+"""Layers of a model."""
 _MAX_DEPTH, _MAX_WORD = 16, 200
 
 
@@ -167,10 +173,10 @@ def _check_value(where: str, key: str, value: Any, depth: int) -> None:
     elif isinstance(value, list):
         for item in value:
             _check_value(where, key, item, depth + 1)
-    elif not _is_plain(value):
+    elif not _is_plain(value, largest := _largest(key)):
         raise DepgraphError(
             f"argument '{where[:60]}' of a recipe is {str(value)[:40]!r}; it may be a number up to "
-            f"{MAX_INTEGER}, true, false, null, or a word without a path or an address in it"
+            f"{largest}, true, false, null, or a word without a path or an address in it"
         )
 
 
@@ -186,13 +192,18 @@ def _is_size(key: str, value: Any) -> bool:
     return all(type(number) is float and number < 1 for number in numbers)
 
 
-def _is_plain(value: Any) -> bool:
+def _largest(key: str) -> int:
+    """The largest integer of an argument: forwards are as long as layers are many."""
+    return MAX_INTEGER if _LENGTHS.isdisjoint(key.lower().split("_")) else _MAX_LENGTH
+
+
+def _is_plain(value: Any, largest: int) -> bool:
     if isinstance(value, str):
         return (
             len(value) <= _MAX_WORD and not value.startswith(".") and not set(value) & set("/\\:~")
         )
     if type(value) is int:
-        return abs(value) <= MAX_INTEGER
+        return abs(value) <= largest
     return value is None or type(value) is bool or (type(value) is float and math.isfinite(value))
 
 
