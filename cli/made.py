@@ -16,7 +16,7 @@ import click
 
 from cli.output import check_replaceable
 from depgraph import DepgraphError
-from depgraph.checkpoint import INDEX
+from depgraph.checkpoint import INDEX, WEIGHTS
 from depgraph.files import MARK
 from domains._checkpoint import is_checkpoint
 
@@ -70,8 +70,9 @@ def check_model_place(directory: Path, force: bool, option: str = "--out") -> No
     """
     own = holds_model(directory)
     if force:
-        if (directory / INDEX).exists() and not own:  # which would send readers to other weights
-            (directory / INDEX).rename(directory / f"{INDEX}.replaced")
+        for name in () if own else (INDEX, WEIGHTS, "plan.json"):  # a model of somebody else
+            if (directory / name).exists():
+                (directory / name).rename(directory / f"{name}.replaced")
         return
     for path in sorted(directory.iterdir()) if directory.is_dir() else ():
         if not _fits(path, own):

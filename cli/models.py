@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
+import depgraph
 from cli.failures import FAILURES
 from cli.saved import load_saved
 from depgraph import DepgraphError
@@ -75,6 +76,7 @@ def load_model(
     torch.manual_seed(seed)
     with torch.device("meta") if structure_only else nullcontext():
         model = create_model(name, arguments, download)
+    note_source(model, name, arguments)
     if weights is not None and not structure_only:
         load_weights(model, weights)
     return model.eval()
@@ -148,6 +150,12 @@ def create_model(name: str, arguments: dict[str, Any], pretrained: bool = False)
         if not text or isinstance(error, LookupError):  # whose text is the key alone
             text = f"{type(error).__name__} {text}".rstrip()
         raise DepgraphError(f"timm cannot make '{name}' with {arguments}: {text}") from error
+
+
+def note_source(model: nn.Module, name: str, arguments: dict[str, Any]) -> None:
+    """Note down how a timm model was made; of one from the hub its own configuration says it."""
+    if ":" not in name:
+        depgraph.set_source(model, ("timm", name, arguments))
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

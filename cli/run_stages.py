@@ -20,6 +20,7 @@ from cli.made import holds_model
 from cli.models import example_inputs
 from cli.output import note, write_json
 from cli.rows import finished_row, result_row
+from cli.saved import save_model
 from cli.schedules import shrinking_hooks, shrinking_settings
 from cli.settings import RunSettings, deciding
 from cli.stages import stage_record
@@ -140,7 +141,7 @@ class Stages:
 
     def _save(self, model: nn.Module, name: str) -> None:
         if processes.is_main():
-            depgraph.save(model.eval(), self._place(name) / name)
+            save_model(model.eval(), self._place(name) / name)
 
     def dense(self) -> None:
         """The dense model: fine-tuned on the sources, or as it came."""
@@ -262,7 +263,7 @@ class Stages:
         model = self._load(source).to(self.settings.device)
         dense = self._graph("dense")
         small, record = cut(model, dense, self.split, self.settings, share, self.fresh)
-        depgraph.save(small, self.out / name)
+        save_model(small, self.out / name)
         return record
 
     def _evaluate(self, model: nn.Module) -> dict[str, float]:

@@ -63,9 +63,25 @@ def saved_in(directory: Path) -> Path | None:
     if is_hub_name(directory):
         return fetch(str(directory))
     for place in (directory, directory / "pruned"):
-        if (place / "structure.json").exists():
+        if is_saved_model(place):
             return place
     return None
+
+
+def is_saved_model(place: Path) -> bool:
+    """Whether a directory holds a model of this tool, of an earlier form too: loading says so."""
+    return any((place / name).exists() for name in ("plan.json", "structure.json"))
+
+
+def save_model(model: nn.Module, directory: Path) -> None:
+    """Save a model that another command shall load: of a class that a library makes.
+
+    Raises
+    ------
+    DepgraphError
+        When the model cannot be made again from what is known of it.
+    """
+    depgraph.save(model, directory, source=depgraph.source_of(model))
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -103,4 +119,4 @@ def dense_of(directory: Path) -> Path | None:
     """The dense model that a run left beside its pruned one, if any."""
     place = saved_in(directory)
     dense = None if place is None else place.parent / "dense"
-    return dense if dense is not None and (dense / "structure.json").exists() else None
+    return dense if dense is not None and is_saved_model(dense) else None

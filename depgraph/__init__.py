@@ -1,5 +1,6 @@
 """Dependency graphs of torch models: which parameter dimensions must shrink together."""
 
+from depgraph._find import set_source, source_of
 from depgraph.errors import DepgraphError
 from depgraph.front import count_macs, trace
 from depgraph.graph import DependencyGraph
@@ -20,5 +21,7 @@ __all__ = [
     "plans_of",
     "rule",
     "save",
+    "set_source",
+    "source_of",
     "trace",
 ]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from depgraph._caches import Cache, forget
 from depgraph._modules import named_modules
+from depgraph._placing import replace_tensors
 
 
 @dataclass
@@ -27,12 +28,7 @@ class Edits:
 
     def apply(self, model: nn.Module) -> None:
         """Make the changes in the model itself."""
-        for module in named_modules(model).values():
-            registries: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
-            for registry in registries:
-                for key, tensor in registry.items():
-                    if tensor is not None:
-                        registry[key] = self.tensors[id(tensor)]
+        replace_tensors(model, self.tensors)
         forget(model, self.caches)
         self.apply_structure(model)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -20,6 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from depgraph._files import inside, read_json
 from depgraph.errors import DepgraphError
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -40,8 +42,20 @@ _DTYPES = {
     "I8": torch.int8,
     "U8": torch.uint8,
     "BOOL": torch.bool,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    "C64": torch.complex64,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_SHARD = re.compile(r"\w[\w.-]{0,200}\.safetensors", re.ASCII)
+
+
+def is_storable(dtype: torch.dtype) -> bool:
+    """Whether safetensors has a name for a dtype."""
+    return dtype in _NAMES
 
 
 @dataclass(frozen=True)
@@ -97,7 +111,7 @@ class Checkpoint:
                     self.tensors[name] = Stored(file, shape, _DTYPES[kind])
 
     def _open(self, file: str) -> Any:
-        path = self.directory / file
+        path = inside(self.directory, file)
         try:
             return safe_open(path, framework="pt")
         except OSError as error:
@@ -156,16 +170,21 @@ def shards_of(directory: Path) -> tuple[str, ...]:
     Raises
     ------
     DepgraphError
-        When the index is damaged.
+        When the index is damaged, or names a file outside the directory.
     """
     index = directory / INDEX
     if not index.exists():
         return ()
-    try:
-        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DepgraphError(f"'{index}' is no index of shards ({error})") from error
-    return tuple(sorted(set(map(str, names))))
+    names = read_json(directory, INDEX).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise DepgraphError(f"'{index}' is no index of shards: no weight_map; fetch it again")
+    for name in names.values():
+        if not isinstance(name, str) or not _SHARD.fullmatch(name):
+            raise DepgraphError(
+                f"'{index}' names a shard {str(name)[:80]!r}, which is no safetensors file in the "
+                "same folder; fetch it again"
+            )
+    return tuple(sorted(set(names.values())))
 
 
 def write_shard(

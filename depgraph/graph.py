@@ -15,7 +15,7 @@ from torch import Tensor
 from depgraph import rules  # noqa: F401  (registers the rules)
 from depgraph._collection import collection_paused
 from depgraph._dead import Dead, find_dead_in_modes
-from depgraph._inputs import input_spec
+from depgraph._inputs import input_spec, trace_state
 from depgraph._networkx import build_networkx, write_graphml
 from depgraph.aligned import Aligned, aligned_axes, multiples, unaligned
 from depgraph.alongside import walk
@@ -293,6 +293,7 @@ class DependencyGraph:
             {name: spec for name, spec in specs.items() if name not in parameters},
             input_spec(self.traced.example, self.traced.inputs_read),
             choices,
+            trace_state(self.traced),
             self,
         )
 

@@ -1,6 +1,6 @@
 """Saved models on the Hugging Face hub: ``hf-hub:owner/name``, or ``hf-hub:owner/name@revision``.
 
-A repository holds the files of `depgraph.save`; loading one runs no code from it.
+A repository holds the files of `depgraph.save`; no code is read from it.
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 
+from depgraph._manifest import NAME
 from depgraph.errors import DepgraphError
 
 PREFIX = "hf-hub:"
 
-_STRUCTURE = "structure.json"
-
-FILES = ("*.json", "*.safetensors")
+FILES = (NAME, "config.json", "model.safetensors.index.json", "*.safetensors")
 """What a saved model is made of."""
 
 
@@ -45,7 +44,7 @@ def fetch(name: str) -> Path:
     """
     repo, revision = _parts(name)
     try:
-        huggingface_hub.hf_hub_download(repo, _STRUCTURE, revision=revision)
+        huggingface_hub.hf_hub_download(repo, NAME, revision=revision)
         found = huggingface_hub.snapshot_download(
             repo, revision=revision, allow_patterns=list(FILES)
         )
@@ -53,7 +52,7 @@ def fetch(name: str) -> Path:
         raise _unavailable(name, error) from error
     except EntryNotFoundError as error:
         raise DepgraphError(
-            f"'{name}' has no {_STRUCTURE}: depgraph.save did not write it; models of timm are "
+            f"'{name}' has no {NAME}: depgraph.save did not write it; models of timm are "
             "made by timm.create_model"
         ) from error
     except HFValidationError as error:
@@ -70,7 +69,7 @@ def is_saved(name: str) -> bool:
     """
     repo, revision = _parts(name)
     try:
-        huggingface_hub.hf_hub_download(repo, _STRUCTURE, revision=revision)
+        huggingface_hub.hf_hub_download(repo, NAME, revision=revision)
     except (EntryNotFoundError, HFValidationError, OSError):
         return False
     return True

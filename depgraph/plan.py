@@ -47,6 +47,8 @@ class Plan:
     choices : dict of str to tuple of tuple of int
         Units kept of groups of which each unit of another keeps its own (head dims, by head), one
         row for each of that one. In ``kept_units`` they are then only counted: ``0 .. k - 1``.
+    state : dict
+        Modes and floating types of the model that was traced, to replay the plan on another one.
 
     Examples
     --------
@@ -67,6 +69,7 @@ class Plan:
     buffer_axes: dict[str, list[Spec]] = field(repr=False)
     inputs: Any = field(repr=False)
     choices: dict[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
+    state: dict[str, Any] = field(default_factory=dict, repr=False)
     _graph: DependencyGraph | None = field(default=None, repr=False, compare=False)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Plan:
@@ -127,7 +130,11 @@ class Plan:
 
     def to_json(self) -> str:
         """The plan as JSON text."""
-        data = {
+        return json.dumps(self.to_dict(), indent=1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as plain data."""
+        return {
             "format": FORMAT,
             "kept_units": self.kept_units,
             "sizes": self.sizes,
@@ -135,10 +142,10 @@ class Plan:
             "macs": self.macs,
             "inputs": self.inputs,
             "choices": self.choices,
+            "state": self.state,
             "axes": self.axes,
             "buffer_axes": self.buffer_axes,
         }
-        return json.dumps(data, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
@@ -147,6 +154,7 @@ class Plan:
         Parameters
         ----------
         text : str
+            Or ``plan.json`` of a folder that `depgraph.save` wrote: then the last plan in it.
 
         Returns
         -------
@@ -159,6 +167,26 @@ class Plan:
         """
         try:
             data = json.loads(text)
+            if "plans" in data:
+                data = data["plans"][-1]
+            return cls.from_dict(data)
+        except (*_NO_PLAN, ValueError) as error:
+            if isinstance(error, DepgraphError):
+                raise
+            raise DepgraphError(
+                f"this is no plan ({type(error).__name__}: {error}); write one with plan.to_json()"
+            ) from error
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Plan:
+        """A plan from the plain data that `to_dict` made.
+
+        Raises
+        ------
+        DepgraphError
+            When it is no plan of this format.
+        """
+        try:
             if data["format"] != FORMAT:
                 raise DepgraphError(
                     f"the plan has format {data['format']!r}; this version reads format {FORMAT}"
@@ -180,6 +208,7 @@ class Plan:
                     str(name): tuple(map(_integers, rows))
                     for name, rows in data.get("choices", {}).items()
                 },
+                dict(data.get("state", {})),
             )
         except (*_NO_PLAN, ValueError) as error:
             if isinstance(error, DepgraphError):

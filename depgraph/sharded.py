@@ -7,12 +7,12 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from depgraph._structure import Encoder
+from depgraph._describe import describe
 from depgraph.axes import select_indices
 from depgraph.checkpoint import INDEX, WEIGHTS, Checkpoint, Stored, index_text, write_shard
 from depgraph.errors import DepgraphError
 from depgraph.plan import Plan
-from depgraph.store import describe, move_files, write_texts
+from depgraph.store import move_files, remember, write_texts
 
 AfterPiece = Callable[[int], None]
 """Told of the bytes of each piece once it is done with."""
@@ -76,17 +76,14 @@ class ShardedSlicer:
         self, stored: Mapping[str, str], small: nn.Module, plan: Plan, checkpoint: Checkpoint
     ) -> None:
         self.checkpoint = checkpoint
-        self.encoder = Encoder(weights_elsewhere=True)
-        self.texts = describe(small, self.encoder)
-        self.source = {name: stored[name] for name in self.encoder.persistent}
+        self.small, self.saved = small, describe(small)
+        self.source = {name: stored[name] for name in self.saved.weights}
         kept = {**plan.kept, **plan.kept_buffers}
         self.kept = {stored[name]: dims for name, dims in kept.items() if name in stored}
         self.files = dict(zip(checkpoint.files, _file_names(len(checkpoint.files)), strict=True))
-        if len(self.files) > 1:
-            self.texts[INDEX] = self._index()
 
     def _index(self) -> str:
-        tensors = self.encoder.persistent.items()
+        tensors = self.saved.weights.items()
         total = sum(tensor.numel() * self._stored(name).dtype.itemsize for name, tensor in tensors)
         return index_text({name: self.files[self._stored(name).file] for name, _ in tensors}, total)
 
@@ -100,17 +97,20 @@ class ShardedSlicer:
                 after_piece(self.checkpoint.num_bytes(file))
             else:
                 self._write_shard(folder / new, file, after_piece)
-        write_texts(folder, self.texts, self.encoder)
+        if len(self.files) > 1:
+            (folder / INDEX).write_text(self._index(), encoding="utf-8")
+        write_texts(folder, self.saved)
 
     def publish(self, folder: Path, directory: Path) -> None:
         """Move what `write` wrote to where the user wants it."""
         move_files(folder, directory)
         folder.rmdir()
+        remember(self.saved.manifest, self.small)
 
     def _write_shard(self, path: Path, file: str, after_piece: AfterPiece) -> None:
         tensors = {
             name: (tuple(tensor.shape), self._stored(name).dtype)
-            for name, tensor in self.encoder.persistent.items()
+            for name, tensor in self.saved.weights.items()
             if self._stored(name).file == file
         }
 

@@ -1,18 +1,21 @@
-"""Saves a model, pruned or not, as a directory of JSON and safetensors, and loads it bit for bit.
+"""Saves a model, pruned or not, as a folder of JSON and safetensors, and loads it bit for bit.
 
-A directory holds ``model.safetensors`` (parameters and persistent buffers; or shards of it, with
-``model.safetensors.index.json``), ``buffers.safetensors`` (the other buffers, where there are any),
-``structure.json`` (the module tree), ``plan.json`` (what was removed, where something was;
-``plan.<i>.json`` for earlier prunings) and ``config.json`` (the model's name and data configuration
-in timm's form).
+A folder holds a recipe, plans and weights: ``plan.json`` says how the dense model is made and what
+was removed of it, ``model.safetensors`` has the parameters and persistent buffers (or shards of it,
+with ``model.safetensors.index.json``), ``buffers.safetensors`` the other tensors, where there are
+any, and ``config.json`` the model's name and data configuration in timm's form. No object, no class
+and no program is read from it: the model is made by the constructor of the library it is from, or
+given by the user, and the plans are applied again.
 """
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -23,46 +26,65 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from depgraph._structure import Decoder, Encoder
-from depgraph.checkpoint import INDEX, WEIGHTS, Checkpoint, shards_of, weight_files
+from depgraph._describe import Saved, describe, plans_of
+from depgraph._files import checksum, inside
+from depgraph._manifest import BEFORE, FORMAT, NAME, Manifest, read_manifest
+from depgraph._modules import structural_copy
+from depgraph._outline import facts, first_difference, ops
+from depgraph._placing import held, registered
+from depgraph._replay import place, rebuild, without_data
+from depgraph.checkpoint import INDEX, WEIGHTS, Checkpoint, weight_files
 from depgraph.errors import DepgraphError
-from depgraph.files import set_modes
+from depgraph.files import set_modes as set_file_modes
 from depgraph.hub import fetch, is_hub_name
-from depgraph.plan import Plan
 
-FORMAT = 1
-"""Version of the directory's layout."""
+BUFFERS = "buffers.safetensors"
 
-_BUFFERS, _STRUCTURE = "buffers.safetensors", "structure.json"
+_remembered: dict[str, nn.Module] = {}
+"""Structures, without data, of the models that this process saved and no recipe makes."""
 
 
-def save(model: nn.Module, directory: str | PathLike[str]) -> None:
+def save(model: nn.Module, directory: str | PathLike[str], source: Any = None) -> None:
     """Save a model so that `load` gives it back bit for bit.
 
     Parameters
     ----------
     model : nn.Module
-        Pruned by a plan, or not.
+        Pruned by plans, or not.
     directory : path
         Made if it does not exist; other files in it are left alone.
+    source : tuple or mapping, optional
+        How the dense model is made: ``("timm", name, arguments)`` or ``("torchvision", name,
+        arguments)``, arguments a dict of plain values and optional, or ``("transformers", class
+        name, configuration)``. By default it is found, for models of these libraries, where what
+        the model says of itself suffices.
 
     Raises
     ------
     DepgraphError
-        When an attribute cannot be saved as plain data, the files cannot be written, or the
-        directory holds another program's checkpoint. What was there before is kept then.
+        When the source does not make the model, something of it cannot come back, the files cannot
+        be written, or the directory holds another program's checkpoint. What was there before is
+        kept then.
 
     Notes
     -----
-    The structure is recorded as it is, instead of the name and arguments that once built the model:
-    it also holds what was changed since (a new head, a replaced layer), and loading needs no trace.
+    Before anything is put in place the model is made again, and compared: names, shapes, ties,
+    classes, hooks and attributes; with a plan also every op of a trace; and each tensor that was
+    written, by its bytes. A model that no source makes is saved all the same: `load` takes an
+    instance of it then, as it was before it was pruned, and compares that; the process that saved
+    it needs none.
     """
     directory = Path(directory)
     check_place(directory)
-    encoder = Encoder()
-    texts = describe(model, encoder)
+    saved = describe(model, source)
+    meta = next((name for name, tensor in saved.weights.items() if tensor.is_meta), None)
+    if meta is not None:
+        raise DepgraphError(f"'{meta}' is on the meta device; a model without weights has none")
     try:
-        _write(directory, texts, encoder)
+        with _folder_beside(directory) as temporary:
+            save_file(_flat(saved.weights), temporary / WEIGHTS, metadata={"format": "pt"})
+            _prove(temporary, write_texts(temporary, saved), saved)
+            move_files(temporary, directory)
     except OSError as error:
         raise DepgraphError(
             f"cannot save to '{directory}': {error.strerror or error}; choose another directory"
@@ -71,78 +93,113 @@ def save(model: nn.Module, directory: str | PathLike[str]) -> None:
         raise DepgraphError(
             f"cannot save to '{directory}': {error}; choose another directory"
         ) from error
+    remember(saved.manifest, model)
 
 
-def describe(model: nn.Module, encoder: Encoder) -> dict[str, str]:
-    """The text files of a saved model, by name; its tensors are in the encoder afterwards."""
-    structure = {
-        "format": FORMAT,
-        "torch": torch.__version__,
-        "model": encoder.module(model),
-    }
-    texts = {_STRUCTURE: json.dumps(structure), "config.json": json.dumps(_config(model), indent=1)}
-    plans = plans_of(model)
-    for i, plan in enumerate(plans[:-1]):
-        texts[f"plan.{i}.json"] = plan.to_json()
-    if plans:
-        texts["plan.json"] = plans[-1].to_json()
-    return texts
+class _folder_beside:
+    """A new folder next to where it shall be; gone at the end."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory.parent / f".{directory.name}.{secrets.token_hex(6)}"
+
+    def __enter__(self) -> Path:
+        self.path.mkdir(parents=True)
+        return self.path
+
+    def __exit__(self, *error: object) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
 
 
-def _write(directory: Path, texts: dict[str, str], encoder: Encoder) -> None:
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-    try:
-        save_file(_flat(encoder.persistent), temporary / WEIGHTS, metadata={"format": "pt"})
-        write_texts(temporary, texts, encoder)
-        move_files(temporary, directory)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+def write_texts(directory: Path, saved: Saved) -> Manifest:
+    """Write what a saved model has beside its weights; all files get the modes that umask gives.
 
+    Parameters
+    ----------
+    directory : Path
+        Where the weights are already.
+    saved : Saved
 
-def write_texts(directory: Path, texts: Mapping[str, str], encoder: Encoder) -> None:
-    """Write what a saved model has beside its weights."""
-    if encoder.transient:
-        save_file(_flat(encoder.transient), directory / _BUFFERS)
+    Returns
+    -------
+    Manifest
+        With the checksums of all tensors.
+    """
+    if saved.others:
+        save_file(_flat(saved.others), directory / BUFFERS)
+    files = sorted(path.name for path in directory.glob("*.safetensors"))
+    checksums = {name: checksum(directory, name) for name in files}
+    manifest = dataclasses.replace(saved.manifest, checksums=checksums)
+    texts = {NAME: manifest.to_json(), "config.json": json.dumps(saved.config, indent=1)}
     for name, text in texts.items():
         (directory / name).write_text(text, encoding="utf-8")
+    set_file_modes(directory)
+    return manifest
+
+
+def _prove(directory: Path, manifest: Manifest, saved: Saved) -> None:
+    """Read what was written, and compare."""
+    if read_manifest(directory) != manifest:
+        raise DepgraphError("plan.json does not come back as it was written; nothing was saved")
+    written = _read_tensors(directory, WEIGHTS, "cpu")
+    if saved.others:
+        written |= _read_tensors(directory, BUFFERS, "cpu")
+    for name, tensor in {**saved.weights, **saved.others}.items():
+        if not _same_bytes(tensor, written[name]):
+            raise DepgraphError(f"'{name}' does not come back as it was written; nothing was saved")
+
+
+def _same_bytes(tensor: Tensor, other: Tensor) -> bool:
+    if tensor.shape != other.shape or tensor.dtype != other.dtype:
+        return False
+    first, second = (x.detach().cpu().reshape(-1).view(torch.uint8) for x in (tensor, other))
+    return torch.equal(first, second)
 
 
 def check_place(directory: Path) -> None:
-    """Refuse to save where another program's checkpoint in shards is.
+    """Refuse to save where something is that this tool did not write.
 
     Raises
     ------
     DepgraphError
     """
-    if (directory / INDEX).exists() and not (directory / _STRUCTURE).exists():
+    ours = (directory / BEFORE).exists() or _says_ours(directory / "config.json")
+    if not ours and any((directory / name).exists() for name in (INDEX, WEIGHTS, NAME)):
         raise DepgraphError(
             f"'{directory}' holds a checkpoint that this tool did not write; choose another "
             "directory"
         )
 
 
+def _says_ours(path: Path) -> bool:
+    """Whether a configuration is one that this tool wrote."""
+    try:
+        return "depgraph_format" in json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return False
+
+
 def move_files(temporary: Path, directory: Path) -> None:
-    """Put a whole saved model in the place of an earlier one."""
-    directory.mkdir(parents=True, exist_ok=True)
+    """Put a whole saved model in the place of an earlier one; ``plan.json`` comes last."""
+    if not directory.exists():
+        os.replace(temporary, directory)
+        temporary.mkdir()  # whoever made it removes it
+        return
     stale = _earlier(directory) - {path.name for path in temporary.iterdir()}
-    set_modes(temporary)
-    for path in sorted(temporary.iterdir()):
+    for path in sorted(temporary.iterdir(), key=lambda path: (path.name == NAME, path.name)):
         os.replace(path, directory / path.name)
     for name in stale:
         (directory / name).unlink(missing_ok=True)
 
 
 def _earlier(directory: Path) -> set[str]:
-    """Files of the saved model in a directory that not every saved model has."""
-    if not (directory / _STRUCTURE).exists():
-        return set()
-    plans = {path.name for path in directory.glob("plan.[0-9]*.json")}
-    return {*plans, "plan.json", _BUFFERS, WEIGHTS, INDEX, *shards_of(directory)}
+    """Files that an earlier saved model left in a directory, by the names that this tool gives."""
+    patterns = (NAME, BEFORE, "plan.[0-9].json", "plan.[0-9][0-9].json", BUFFERS, WEIGHTS, INDEX)
+    shards = "model-[0-9][0-9][0-9][0-9][0-9]-of-[0-9][0-9][0-9][0-9][0-9].safetensors"
+    return {path.name for pattern in (*patterns, shards) for path in directory.glob(pattern)}
 
 
-def _flat(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors as safetensors takes them: contiguous, none a view into another's memory."""
+def _flat(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors as safetensors takes them: contiguous, none a part of another's memory."""
     seen: set[int] = set()
     out = {}
     for name, tensor in tensors.items():
@@ -153,42 +210,20 @@ def _flat(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
-def _config(model: nn.Module) -> dict[str, Any]:
-    """What timm's hub form says of a model; little more than the class for others."""
-    cfg = getattr(model, "pretrained_cfg", None)
-    config: dict[str, Any] = {"architecture": type(model).__name__, "depgraph_format": FORMAT}
-    if isinstance(cfg, dict):
-        plain = {key: value for key, value in cfg.items() if _is_plain(value)}
-        config["architecture"] = plain.get("architecture", config["architecture"])
-        config["pretrained_cfg"] = plain
-    for name in ("num_classes", "num_features"):
-        value = getattr(model, name, None)
-        if isinstance(value, int):
-            config[name] = value
-    return config
+def remember(manifest: Manifest, model: nn.Module) -> None:
+    """Keep the structure of a model that no recipe makes, for the rest of this process."""
+    if manifest.recipe is None:
+        try:
+            _remembered[manifest.key] = copy.deepcopy(without_data(model))
+        except (TypeError, RuntimeError, AttributeError, copy.Error):
+            return  # an open file, a lock: load asks for the model
 
 
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, (list, tuple)):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, (bool, int, float, str))
-
-
-def plans_of(model: nn.Module) -> tuple[Plan, ...]:
-    """The plans that made a model what it is, earliest first; none for a dense model.
-
-    Parameters
-    ----------
-    model : nn.Module
-
-    Returns
-    -------
-    tuple of Plan
-    """
-    return tuple(vars(model).get("depgraph_plans", ()))
-
-
-def load(directory: str | PathLike[str], device: str | torch.device = "cpu") -> nn.Module:
+def load(
+    directory: str | PathLike[str],
+    device: str | torch.device = "cpu",
+    model: nn.Module | None = None,
+) -> nn.Module:
     """A model that `save` wrote.
 
     Parameters
@@ -197,31 +232,37 @@ def load(directory: str | PathLike[str], device: str | torch.device = "cpu") -> 
         Or ``"hf-hub:owner/name"``, for one on the Hugging Face hub.
     device : str or torch.device
         Where its tensors go.
+    model : nn.Module, optional
+        The model as it was before it was pruned, where the folder does not say how it is made; its
+        weights do not matter. It stays as it is.
 
     Returns
     -------
     nn.Module
-        In the mode in which it was saved, with the same parameters, buffers and attributes.
+        In the mode in which it was saved, with the same parameters and buffers.
 
     Raises
     ------
     DepgraphError
-        When a file is missing or damaged, or the model needs a package that is not there.
+        When a file is missing or damaged, the model is made by a package that is not there or by
+        the user's own code, or the given model does not become the one that was saved.
     """
     directory = fetch(str(directory)) if is_hub_name(directory) else Path(directory)
-    structure = _read_structure(directory)
+    manifest, built = _structure(directory, model)
     tensors: dict[str, Tensor] = {}
     for file in weight_files(directory):
-        tensors.update(_read_tensors(directory / file, device))
-    return _built(directory, structure, tensors, device)
+        tensors |= _read_tensors(directory, file, device, manifest)
+    return _filled(directory, manifest, built, tensors, device, model is not None)
 
 
-def load_structure(directory: str | PathLike[str]) -> nn.Module:
+def load_structure(directory: str | PathLike[str], model: nn.Module | None = None) -> nn.Module:
     """A model that `save` wrote, without its weights.
 
     Parameters
     ----------
     directory : path
+    model : nn.Module, optional
+        See `load`.
 
     Returns
     -------
@@ -234,68 +275,80 @@ def load_structure(directory: str | PathLike[str]) -> nn.Module:
         As `load`.
     """
     directory = Path(directory)
-    structure = _read_structure(directory)
+    manifest, built = _structure(directory, model)
     stored = Checkpoint(directory).tensors.items()
     tensors = {name: torch.empty(t.shape, dtype=t.dtype, device="meta") for name, t in stored}
-    return _built(directory, structure, tensors, "cpu")
+    return _filled(directory, manifest, built, tensors, "cpu", model is not None)
 
 
-def _read_structure(directory: Path) -> dict[str, Any]:
-    structure = _read_json(directory / _STRUCTURE)
-    if structure.get("format") != FORMAT:
-        raise DepgraphError(
-            f"'{directory}' has format {structure.get('format')!r}; this version reads {FORMAT}"
-        )
-    return structure
+def _structure(directory: Path, model: nn.Module | None) -> tuple[Manifest, nn.Module]:
+    """What a folder says, and the model that it leads to, without data."""
+    manifest = read_manifest(directory)
+    if model is None and manifest.recipe is None and manifest.key in _remembered:
+        return manifest, structural_copy(_remembered[manifest.key])
+    try:
+        return manifest, rebuild(manifest, model)
+    except DepgraphError as error:
+        raise DepgraphError(f"'{directory}': {error}") from error
+    except Exception as error:  # whatever odd plans lead to
+        text = f"{type(error).__name__}: {str(error)[:200]}"
+        raise DepgraphError(f"'{directory}' leads to no model ({text}); save it again") from error
 
 
-def _built(
+def _filled(
     directory: Path,
-    structure: dict[str, Any],
+    manifest: Manifest,
+    built: nn.Module,
     tensors: dict[str, Tensor],
     device: str | torch.device,
+    given: bool,
 ) -> nn.Module:
-    if (directory / _BUFFERS).exists():
-        tensors.update(_read_tensors(directory / _BUFFERS, device))
-    try:
-        model = Decoder(tensors).module(structure["model"])
-    except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, DepgraphError):
-            raise
-        raise DepgraphError(f"'{directory / _STRUCTURE}' is damaged: {error!r}") from error
-    plans = [*sorted(directory.glob("plan.[0-9]*.json")), directory / "plan.json"]
-    found = [_read_plan(path) for path in plans if path.exists()]
-    if found:
-        model.depgraph_plans = found  # type: ignore[assignment]
-    return model
+    weights = set(tensors)
+    if (directory / BUFFERS).exists():
+        tensors |= _read_tensors(directory, BUFFERS, device, manifest)
+    place(manifest, built, tensors)
+    for name, tensor in {**registered(built), **held(built)}.items():
+        if tensor.is_meta and not (name in weights and tensors[name].is_meta):
+            raise DepgraphError(f"'{directory}' has no values for '{name}'; save the model again")
+    if given:
+        _compare(manifest, built)
+    return built
 
 
-def _read_plan(path: Path) -> Plan:
-    try:
-        return Plan.from_json(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # of either of the two
-        raise DepgraphError(f"'{path}' is damaged: {error}; save the model again") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
+def _compare(manifest: Manifest, built: nn.Module) -> None:
+    """Refuse a given model that did not become the one that was saved."""
+    odd, caches = None, frozenset()  # type: ignore[var-annotated]
+    if manifest.ops and manifest.plans:
+        found, caches = ops(built, manifest.plans[-1])
+        odd = first_difference(manifest.ops, found)
+    if odd is None and manifest.facts:
+        odd = first_difference(manifest.facts, facts(built, caches))
+    if odd is not None:
         raise DepgraphError(
-            f"'{path.parent}' is no saved model: {path.name}: {error.strerror}; "
-            "save one with depgraph.save"
-        ) from error
-    except ValueError as error:
-        raise DepgraphError(f"'{path}' is damaged: {error}; save the model again") from error
-    if not isinstance(data, dict):
-        raise DepgraphError(f"'{path}' is damaged: no JSON object; save the model again")
-    return data
+            f"the given model does not become the one that was saved: {odd[:200]} differs; make it "
+            "as it was made then, or save it again"
+        )
 
 
-def _read_tensors(path: Path, device: str | torch.device) -> dict[str, Tensor]:
+def _read_tensors(
+    directory: Path, file: str, device: str | torch.device, manifest: Manifest | None = None
+) -> dict[str, Tensor]:
+    """The tensors of a file; of one that is not as it was written none, where a manifest tells."""
+    path = inside(directory, file)
+    if manifest is not None and manifest.checksums.get(file) != checksum(directory, file):
+        raise DepgraphError(
+            f"'{path}' is damaged: it is not the file that was saved with {NAME}; save the model "
+            "again, or copy both files again"
+        )
     try:
-        return load_file(path, device=str(device))
+        found = load_file(path, device=str(device))
+        # torch's kernels give other last digits where memory begins at odd places
+        return {name: t.clone() if t.data_ptr() % 64 else t for name, t in found.items()}
     except OSError as error:
         raise DepgraphError(f"cannot read '{path}': {error.strerror or error}") from error
-    except SafetensorError as error:
-        raise DepgraphError(f"'{path}' is damaged: {error}; save the model again") from error
+    except (SafetensorError, ValueError, RuntimeError) as error:
+        text = str(error).partition("\n")[0][:200]
+        raise DepgraphError(f"'{path}' is damaged: {text}; save the model again") from error
+
+
+__all__ = ["FORMAT", "load", "load_structure", "plans_of", "save"]

@@ -12,7 +12,6 @@ import torch
 from rich.table import Table
 from torch import nn
 
-import depgraph
 import domains
 from cli.made import check_model_place, force_option, holds_model, is_record
 from cli.options import (
@@ -29,7 +28,7 @@ from cli.options import (
 )
 from cli.output import check_apart, emit, environment, percent, table, write_json
 from cli.said import algorithm_said
-from cli.saved import compensated_share, load_saved, read_record, saved_in
+from cli.saved import compensated_share, load_saved, read_record, save_model, saved_in
 from cli.settings import recovery_settings
 from cli.tracking import tracked
 from cli.verbosity import progress
@@ -118,7 +117,7 @@ def finetune(
         emit(before, as_json, _shown(before))
         return
     if domains.processes.is_main():
-        depgraph.save(model.eval(), out)
+        save_model(model.eval(), out)
     accuracy = domains.evaluate(model, split, device=device, amp=amp, progress=progress(as_json))
     result = {
         "model": str(directory),

@@ -31,6 +31,7 @@ from cli.params import Bytes
 from cli.precision import with_precision
 from cli.pruned import report
 from cli.said import budget, clock, metric_and_kinds
+from cli.saved import save_model
 from cli.sharded import prune_sharded
 from cli.verbosity import progress
 from depgraph import DepgraphError
@@ -184,7 +185,7 @@ def prune(
         batches=batches,
         seed=seed,
     )
-    depgraph.save(small.cpu(), out)
+    save_model(small.cpu(), out)
     graph = depgraph.trace(model, example_inputs(model, img_size))
     dense = {"params": graph.num_params, "macs": graph.macs}
     said = {

@@ -80,9 +80,8 @@ def push_to_hub(
 
 def _write(place: Path, card: str, folder: Path) -> None:
     """The files of a saved model, as they are, and its card."""
-    plans = [path.name for path in sorted(place.glob("plan*.json"))]
     optional = [name for name in (INDEX, "buffers.safetensors") if (place / name).exists()]
-    names = (*weight_files(place), "structure.json", "config.json", *optional, *plans)
+    names = (*weight_files(place), "plan.json", "config.json", *optional)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name in names:

@@ -135,5 +135,5 @@ def test_a_repository_that_cannot_be_had_or_is_not_ours_is_a_sentence(hub: Path)
     with pytest.raises(depgraph.DepgraphError, match="could not be had"):
         depgraph.load("hf-hub:me/nothing")
     (hub / "timm" / "resnet").mkdir(parents=True)
-    with pytest.raises(depgraph.DepgraphError, match=r"no structure\.json"):
+    with pytest.raises(depgraph.DepgraphError, match=r"no plan\.json"):
         depgraph.load("hf-hub:timm/resnet")

@@ -1,0 +1,204 @@
+"""Folders that a stranger made: nothing in them runs, and nothing outside them is read."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import depgraph
+from benchmarks.folders import mutate, outcome, save_all, watched
+from depgraph._files import checksum
+from depgraph.checkpoint import INDEX
+
+TIMM = {"library": "timm", "name": "test_vit"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    model = timm.create_model("test_vit", num_classes=3, img_size=32).eval()
+    graph = depgraph.trace(model, torch.zeros(1, 3, 32, 32))
+    kept = {group.name: range(0, group.size, 2) for group in graph.prunable}
+    depgraph.save(graph.plan(kept).apply(model), tmp_path / "model")
+    return tmp_path / "model"
+
+
+def rewrite(folder: Path, **changes: Any) -> None:
+    data = json.loads((folder / "plan.json").read_text())
+    (folder / "plan.json").write_text(json.dumps({**data, **changes}))
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {**TIMM, "arguments": {"checkpoint_path": "weights.pt"}},
+        {**TIMM, "arguments": {"pretrained": True}},
+        {**TIMM, "arguments": {"pretrained_cfg": {"file": "x"}}},
+        {**TIMM, "arguments": {"pretrained_cfg_overlay": {"url": "x"}}},
+        {**TIMM, "arguments": {"cache_dir": "x"}},
+        {**TIMM, "arguments": {"norm_layer": "/tmp/x"}},
+        {**TIMM, "arguments": {"norm_layer": {"object": "os:system"}}},
+        {**TIMM, "arguments": {"depth": 10**7}},
+        {**TIMM, "arguments": {"depth": 10**12}},
+        {**TIMM, "arguments": {"depth": 2000}},
+        {
+            "library": "transformers",
+            "name": "AlbertModel",
+            "arguments": {"num_hidden_layers": 9999},
+        },
+        {**TIMM, "arguments": {"forward": "x"}},
+        {**TIMM, "arguments": {"a b": 1}},
+        {"library": "timm", "name": "hf-hub:someone/model", "arguments": {}},
+        {"library": "timm", "name": "local-dir:/tmp", "arguments": {}},
+        {"library": "timm", "name": "no_such_model", "arguments": {}},
+        {"library": "os", "name": "system", "arguments": {}},
+        {"library": "torch", "name": "hub", "arguments": {}},
+        {"library": "torchvision", "name": "get_model", "arguments": {}},
+        {"library": "torchvision", "name": "resnet18", "arguments": {"weights": "DEFAULT"}},
+        {"library": "transformers", "name": "pipeline", "arguments": {}},
+        {"library": "transformers", "name": "PreTrainedModel", "arguments": {}},
+        {"library": "transformers", "name": "AutoModel", "arguments": {}},
+        {"library": "transformers", "name": "utils.hub", "arguments": {}},
+        {"library": "transformers", "name": "ViTModel", "arguments": {"auto_map": {"a": "b"}}},
+        {
+            "library": "transformers",
+            "name": "ViTModel",
+            "arguments": {"attn_implementation": "a"},
+        },
+        {"library": "transformers", "name": "DetrModel", "arguments": {"backbone": "resnet50"}},
+        {
+            "library": "transformers",
+            "name": "TimmWrapperModel",
+            "arguments": {"architecture": "test_vit", "model_args": {"checkpoint_path": "x.pt"}},
+        },
+        {**TIMM},
+        {**TIMM, "arguments": [], "more": 1},
+        [],
+        "timm",
+    ],
+)
+def test_a_recipe_that_could_do_more_than_make_a_model_is_refused(
+    folder: Path, recipe: Any
+) -> None:
+    if isinstance(recipe, dict):
+        pytest.importorskip(str(recipe.get("library")))
+    rewrite(folder, recipe=recipe)
+    depgraph.save(nn.Linear(2, 2), folder.parent / "other")
+    with watched(folder) as seen, pytest.raises(depgraph.DepgraphError):
+        depgraph.load(folder)
+    assert seen == []
+
+
+def test_a_constructor_that_makes_too_much_is_stopped(folder: Path) -> None:
+    rewrite(folder, recipe={**TIMM, "arguments": {"depth": 1000}})
+    with pytest.raises(depgraph.DepgraphError, match="more than"):
+        depgraph.load(folder)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        '{"a":' * 100_000,
+        '{"format": 2, "format": 2}',
+        '{"format": NaN}',
+        '{"format": ' + "9" * 10_000 + "}",
+        "\x00",
+        "null",
+        '{"format": 2}',
+    ],
+)
+def test_json_that_is_deep_or_says_two_things_is_refused(folder: Path, text: str) -> None:
+    (folder / "plan.json").write_text(text)
+    with pytest.raises(depgraph.DepgraphError, match=r"plan\.json|format"):
+        depgraph.load(folder)
+
+
+def test_units_and_sizes_without_bound_are_refused(folder: Path) -> None:
+    plan = json.loads((folder / "plan.json").read_text())["plans"][0]
+    large = {"sizes": {**plan["sizes"], "embed": 10**9}}
+    for change in (large, {"kept_units": {"embed": [10**9]}}):
+        rewrite(folder, plans=[{**plan, **change}])
+        with pytest.raises(depgraph.DepgraphError):
+            depgraph.load(folder)
+    for shape in ([2**40, 2**40, 2**40], [-1], "x", None):
+        rewrite(folder, plans=[{**plan, "inputs": [{"shape": shape, "dtype": "float32"}]}])
+        with pytest.raises(depgraph.DepgraphError):
+            depgraph.load(folder)
+    rewrite(folder, plans=[{**plan, "inputs": [{"shape": [1], "dtype": "hub"}]}])
+    with pytest.raises(depgraph.DepgraphError, match="dtype"):
+        depgraph.load(folder)
+
+
+@pytest.mark.parametrize("name", ["plan.json", "model.safetensors"])
+def test_a_link_out_of_the_folder_is_not_followed(folder: Path, name: str) -> None:
+    (folder / name).rename(folder.parent / name)
+    (folder / name).symlink_to(folder.parent / name)
+    with pytest.raises(depgraph.DepgraphError, match="no file in"):
+        depgraph.load(folder)
+
+
+def test_a_pipe_is_not_waited_for(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    os.mkfifo(folder / "model.safetensors")
+    with pytest.raises(depgraph.DepgraphError, match="no file in"):
+        depgraph.load(folder)
+
+
+@pytest.mark.parametrize("shard", ["../other.safetensors", "/tmp/other.safetensors", "..", "", 3])
+def test_shards_outside_the_folder_are_neither_read_nor_removed(folder: Path, shard: Any) -> None:
+    outside = folder.parent / "other.safetensors"
+    save_file({"a": torch.zeros(1)}, outside)
+    (folder / INDEX).write_text(json.dumps({"weight_map": {"a": shard}}))
+    with watched(folder) as seen, pytest.raises(depgraph.DepgraphError, match="names a shard"):
+        depgraph.load(folder)
+    assert seen == []
+    depgraph.save(nn.Linear(2, 2), folder)
+    assert outside.exists() and not (folder / INDEX).exists()
+
+
+@pytest.mark.parametrize("change", ["missing", "shape", "kind", "more"])
+def test_tensors_that_do_not_fit_are_named(folder: Path, change: str) -> None:
+    from safetensors.torch import load_file
+
+    tensors = load_file(folder / "model.safetensors")
+    if change == "missing":
+        del tensors["head.bias"]
+    elif change == "more":
+        tensors["head.more"] = torch.zeros(1)
+    else:
+        tensors["head.bias"] = torch.zeros(4 if change == "shape" else 3, dtype=torch.int64)
+    save_file(tensors, folder / "model.safetensors")
+    rewrite(folder, checksums={"model.safetensors": checksum(folder, "model.safetensors")})
+    with pytest.raises(depgraph.DepgraphError, match=r"'head\.(bias|more)'"):
+        depgraph.load(folder)
+
+
+def test_a_flipped_bit_in_the_weights_is_seen(folder: Path) -> None:
+    data = bytearray((folder / "model.safetensors").read_bytes())
+    data[-3] ^= 1
+    (folder / "model.safetensors").write_bytes(data)
+    with pytest.raises(depgraph.DepgraphError, match="is damaged"):
+        depgraph.load(folder)
+
+
+def test_mutated_folders_load_or_are_refused_and_do_nothing_else(tmp_path: Path) -> None:
+    rng = random.Random(1)
+    sources = save_all(tmp_path / "saved")
+    for source in sources[:4]:
+        depgraph.load(source)
+    for i in range(60):
+        folder = tmp_path / f"{i}"
+        shutil.copytree(rng.choice(sources), folder)
+        what = mutate(folder, rng)
+        result, seen = outcome(folder)
+        assert result in ("loaded", "refused") and not seen, (what, result, seen)
