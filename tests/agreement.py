@@ -13,9 +13,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import depgraph
+from depgraph._calls import plain
 from tests.reference import CannotJudgeError, KeptStatistics, switched_off
 
 T = TypeVar("T")
+Inputs = Any
+"""A tensor, or a tuple or dict of what a model is called with."""
 
 LIMITS = {
     torch.float64: 1e-9,
@@ -80,7 +83,7 @@ class Agreement:
         self.small = _without_dropout(small)
         self.graph, self.plan, self.source = graph, plan, source
         self.findings: list[Finding] = []
-        self.checks, self.difference = 0, 0.0
+        self.checks, self.difference, self.dtype = 0, 0.0, torch.float64
 
     def demand(self, holds: bool, check: str, otherwise: str) -> None:
         """Note what does not hold."""
@@ -99,7 +102,8 @@ class Agreement:
         return None
 
     def to(self, dtype: torch.dtype) -> None:
-        """Convert both."""
+        """Convert both; what is run from now on is compared in that type."""
+        self.dtype = dtype
         self.reference.to(dtype)
         self.small.to(dtype)
 
@@ -109,8 +113,8 @@ class Agreement:
         self.small.train(training)
 
     @torch.no_grad()
-    def run(self, check: str, x: Tensor) -> bool:
-        """Compare at an input, in float64; False where the original takes no such input."""
+    def run(self, check: str, x: Inputs) -> bool:
+        """Compare at an input; False where the original takes no such input."""
         reference, small = self.reference, self.small
         if reference.training:  # which may change buffers
             reference, small = copy.deepcopy(reference), copy.deepcopy(small)
@@ -118,7 +122,7 @@ class Agreement:
         expected = self._expected(reference, x)
         if expected is None:
             return False
-        self.compare(check, x, expected, torch.float64, small)
+        self.compare(check, x, expected, self.dtype, small)
         counts = [_hook_calls(model) for model in (reference, small)]
         text = f"called {counts[1]} times for {counts[0]}"
         self.demand(counts[0] == counts[1], "hooks", text)
@@ -129,17 +133,17 @@ class Agreement:
     def compare(
         self,
         check: str,
-        x: Tensor,
+        x: Inputs,
         expected: list[Tensor],
         dtype: torch.dtype,
         small: nn.Module | None = None,
     ) -> None:
         """Compare the sliced model's result, or that of a copy, with a given one."""
         small = small or self.small
-        got = self.attempt(check, lambda: flat(small(x.clone())))
+        got = self.attempt(check, lambda: flat(called(small, x)))
         if got is not None and self._same_look(check, got, expected):
             difference = largest_difference(got, expected)
-            if dtype == torch.float64:
+            if dtype == self.dtype:
                 self.difference = max(self.difference, difference)
             limit = LIMITS[dtype]
             if "float32" in self.source or ".float()" in self.source or check == "computed weights":
@@ -147,24 +151,26 @@ class Agreement:
             self.demand(difference <= limit, check, f"differs by {difference:.1e}")
 
     @torch.no_grad()
-    def in_type(self, dtype: torch.dtype, x: Tensor) -> None:
+    def in_type(self, dtype: torch.dtype, x: Inputs) -> None:
         """Compare after a conversion to another type."""
         reference, small = copy.deepcopy(self.reference), self.attempt("a copy", self._copy)
         if small is not None:
-            x = x.to(dtype) if x.is_floating_point() else x
+            x = converted(x, dtype)
             reference, small = reference.to(dtype).eval(), small.to(dtype).eval()
             self._roughly(str(dtype).removeprefix("torch."), reference, small, x, dtype)
 
     @torch.no_grad()
-    def under_autocast(self, x: Tensor) -> None:
+    def under_autocast(self, x: Inputs) -> None:
         """Compare in float32 under autocast."""
         reference, small = copy.deepcopy(self.reference), self.attempt("a copy", self._copy)
         if small is not None:
             reference, small = reference.float().eval(), small.float().eval()
             with torch.autocast("cpu", dtype=torch.bfloat16):
-                self._roughly("autocast", reference, small, x.float(), torch.bfloat16)
+                self._roughly(
+                    "autocast", reference, small, converted(x, torch.float32), torch.bfloat16
+                )
 
-    def copied(self, x: Tensor) -> None:
+    def copied(self, x: Inputs) -> None:
         """Compare a deep copy, in evaluation."""
         small = self.attempt("a copy", self._copy)
         if small is not None:
@@ -261,24 +267,24 @@ class Agreement:
         except (RuntimeError, ValueError, IndexError, TypeError, CannotJudgeError, KeyError):
             return None
 
-    def _expected(self, model: nn.Module, x: Tensor) -> list[Tensor] | None:
-        return self._judged(lambda: flat(model(x.clone())))
+    def _expected(self, model: nn.Module, x: Inputs) -> list[Tensor] | None:
+        return self._judged(lambda: flat(called(model, x)))
 
     def _roughly(
-        self, check: str, reference: nn.Module, small: nn.Module, x: Tensor, dtype: torch.dtype
+        self, check: str, reference: nn.Module, small: nn.Module, x: Inputs, dtype: torch.dtype
     ) -> None:
         """Compare two models in a type with as much leeway as the original itself needs."""
         expected = self._expected(reference, x)
         if expected is None:
             return
-        got = self.attempt(check, lambda: flat(small(x.clone())))
+        got = self.attempt(check, lambda: flat(called(small, x)))
         if got is None or not self._same_look(check, got, expected):
             return
         if any(word in self.source for word in _JUMPS) or not all(
             bool(e.isfinite().all()) for e in expected
         ):
             return
-        exact = x.double() if x.is_floating_point() else x
+        exact = converted(x, torch.float64)
         without = torch.autocast("cpu", enabled=False) if check == "autocast" else nullcontext()
         with without:
             precise = self._expected(copy.deepcopy(reference).double(), exact)
@@ -303,9 +309,23 @@ def _look(look: list[tuple[tuple[int, ...], torch.dtype]]) -> str:
     return ", ".join(f"{tuple(shape)} {dtype}" for shape, dtype in look) or "nothing"
 
 
+def converted(x: Inputs, dtype: torch.dtype) -> Inputs:
+    """Inputs with their floats in that type."""
+    return pytree.tree_map_only(Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, x)
+
+
+def called(model: nn.Module, x: Inputs) -> Any:
+    """What a model gives for copies of inputs, with the same random numbers each time."""
+    torch.manual_seed(0)
+    x = pytree.tree_map_only(Tensor, Tensor.clone, x)
+    if isinstance(x, dict):
+        return model(**x)
+    return model(*x) if isinstance(x, tuple) else model(x)
+
+
 def flat(output: Any) -> list[Tensor]:
     """The tensors of a result."""
-    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+    return [leaf for leaf in pytree.tree_leaves(plain(output)) if isinstance(leaf, Tensor)]
 
 
 def largest_difference(got: list[Tensor], expected: list[Tensor]) -> float:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import depgraph
-from tests.agreement import Agreement, Finding
+from tests.agreement import Agreement, Finding, converted
 from tests.interpret import masked_outputs
 from tests.networks import OTHER_SIZES, Network
 from tests.reference import (
@@ -115,7 +115,7 @@ def examine(network: Network, seed: int = 0) -> Outcome:
 def _examined(network: Network, seed: int) -> Outcome:
     dtype = network.dtype if _runs(network) else torch.float64
     model = randomise(network.build()).to(dtype).train(network.training)
-    inputs = _as(dtype, network.example(network.batch))
+    inputs = converted(network.example(network.batch), dtype)
     before = state(model)
     try:
         cut = _prune(model, inputs, seed)
@@ -169,7 +169,7 @@ def _replayed(cut: _Cut) -> nn.Module:
 def _runs(network: Network) -> bool:
     """Whether it has all its ops in the type that it is to be traced in."""
     try:
-        network.build().to(network.dtype)(_as(network.dtype, network.example(2)))
+        network.build().to(network.dtype)(converted(network.example(2), network.dtype))
     except (RuntimeError, NotImplementedError):
         return False
     return True
@@ -182,7 +182,7 @@ def _stated_weights(agree: Agreement, cut: _Cut, network: Network, dtype: torch.
         return
     given = cut.graph.traced.inputs[0].meta["val"].shape
     batch = given[1 if network.start == "sequence" else 0]  # a batch of one is traced as two
-    inputs = _as(dtype, network.example(batch))
+    inputs = converted(network.example(batch), dtype)
     expected = masked_outputs(cut.graph, cut.plan, cut.model, (inputs,), weights_stay=True)
     agree.compare("computed weights", inputs, expected, dtype)
 
@@ -198,10 +198,6 @@ def _batches_and_sizes(agree: Agreement, network: Network) -> None:
         for size in OTHER_SIZES[network.start]:
             if taken < 2:
                 taken += agree.run(f"size{mode}", network.example(2, size))
-
-
-def _as(dtype: torch.dtype, x: Tensor) -> Tensor:
-    return x.to(dtype) if x.is_floating_point() else x
 
 
 def _said(error: BaseException) -> str:
