@@ -27,7 +27,7 @@ import depgraph
 from benchmarks.newest_sources import Newest, newest
 from benchmarks.pages import markdown_table, with_section
 from cli.output import table, write_text
-from tests.agreement import Agreement, Finding, called, converted
+from tests.agreement import Agreement, Finding, called, converted, without_dropout
 from tests.reference import randomise
 
 COLUMNS = ("model", "outcome", "groups cut", "params kept", "difference", "batches", "sizes",
@@ -54,7 +54,7 @@ def row(source: Newest) -> dict[str, Any]:
     """
     torch.manual_seed(0)
     start = time.monotonic()
-    model = randomise(source.build().eval())
+    model = without_dropout(randomise(source.build().eval()))
     dtype = _widest(model, source)
     inputs = converted(dict(source.inputs(2, source.sizes[0])), dtype)
     model.to(dtype)
@@ -100,6 +100,8 @@ WHOLE = 0.6
 def _outcome(worst: Finding | None, agree: Agreement, kept: float) -> str:
     if worst is not None:
         return worst.outcome if worst.outcome != "refused" else "refused at a call"
+    if not agree.checks:
+        return "not judged"
     if agree.difference > EXACT:
         return "wrong"
     return "exact" if kept <= WHOLE else "partly frozen"

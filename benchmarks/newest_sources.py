@@ -260,7 +260,7 @@ def _others() -> Iterator[Newest]:
     yield model("Wav2Vec2ForSequenceClassification", "Wav2Vec2Config", _wave, (400, 600, 800),
                 **LAYERS, **convolutions, num_conv_pos_embeddings=8,
                 num_conv_pos_embedding_groups=4, num_labels=3, classifier_proj_size=16,
-                mask_time_prob=0.0)  # fmt: skip
+                layerdrop=0.0, attention_dropout=0.0, apply_spec_augment=False)  # fmt: skip
 
 
 def _tower(

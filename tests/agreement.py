@@ -79,8 +79,8 @@ class Agreement:
         plan: depgraph.Plan,
         source: str,
     ) -> None:
-        self.reference = _without_dropout(switched_off(model, plan))
-        self.small = _without_dropout(small)
+        self.reference = without_dropout(switched_off(model, plan))
+        self.small = without_dropout(small)
         self.graph, self.plan, self.source = graph, plan, source
         self.findings: list[Finding] = []
         self.checks, self.difference, self.dtype = 0, 0.0, torch.float64
@@ -185,7 +185,7 @@ class Agreement:
         for model in (self.reference, self.small):
             model.zero_grad(set_to_none=True)
         given, ours = (x.clone().requires_grad_(x.is_floating_point()) for _ in range(2))
-        loss = self._judged(lambda: self._loss(self.reference, given))
+        loss = self._judged(self.reference, lambda: self._loss(self.reference, given))
         if loss is None:
             return
         got = self.attempt("a step", lambda: self._loss(self.small, ours))
@@ -260,15 +260,15 @@ class Agreement:
     def _copy(self) -> nn.Module:
         return copy.deepcopy(self.small)
 
-    def _judged(self, call: Callable[[], T]) -> T | None:
+    def _judged(self, model: nn.Module, call: Callable[[], T]) -> T | None:
         try:
-            with KeptStatistics(self.graph, self.plan):
+            with KeptStatistics(self.graph, self.plan, model):
                 return call()
         except (RuntimeError, ValueError, IndexError, TypeError, CannotJudgeError, KeyError):
             return None
 
     def _expected(self, model: nn.Module, x: Inputs) -> list[Tensor] | None:
-        return self._judged(lambda: flat(called(model, x)))
+        return self._judged(model, lambda: flat(called(model, x)))
 
     def _roughly(
         self, check: str, reference: nn.Module, small: nn.Module, x: Inputs, dtype: torch.dtype
@@ -349,7 +349,7 @@ def _near(got: Tensor, expected: Tensor) -> bool:
     return _relative(got, expected) <= 1e-4 or bool(((got - expected).abs() <= 1e-9).all())
 
 
-def _without_dropout(model: nn.Module) -> nn.Module:
+def without_dropout(model: nn.Module) -> nn.Module:
     """So that training computes the same twice."""
     for module in model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):

@@ -99,8 +99,9 @@ def masked_output(model: nn.Module, graph: DependencyGraph, plan: Plan, inputs: 
     -------
     Tensor
     """
-    with KeptStatistics(graph, plan):
-        output: Tensor = switched_off(model, plan)(inputs)
+    off = switched_off(model, plan)
+    with KeptStatistics(graph, plan, off):
+        output: Tensor = off(inputs)
     return output
 
 
@@ -108,12 +109,17 @@ class KeptStatistics(TorchFunctionMode):
     """Norms, means and variances inside run over kept channels; norms give zero elsewhere.
 
     Calls are matched with the ops of the trace by their order, so a run at another size or in
-    another mode must take the same of these as the trace.
+    another mode must take the same of these as the trace. Norms of the model whose weights the
+    trace does not read give what nothing returns: they run as they are.
     """
 
-    def __init__(self, graph: DependencyGraph, plan: Plan) -> None:
+    def __init__(self, graph: DependencyGraph, plan: Plan, model: nn.Module) -> None:
         super().__init__()
         kept = graph.kept_atoms(plan)
+        read = {name for name, node in graph.traced.tensors.items() if node.users}
+        named = dict(model.named_parameters(remove_duplicate=False))
+        self._unread = {id(weight) for weight in named.values()}
+        self._unread -= {id(weight) for name, weight in named.items() if name in read}
         self._calls: Iterator[tuple[str, list[_Kept]]] = (
             (
                 op_name(node).removeprefix("aten."),
@@ -129,7 +135,10 @@ class KeptStatistics(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name == "_weight_norm":  # a weight that is switched off has no direction
             return func(*args, **(kwargs or {})).nan_to_num()
-        if name not in _OVER_KEPT:
+        if name not in _OVER_KEPT or any(
+            isinstance(weight, Tensor) and id(weight) in self._unread
+            for weight in (*args, *(kwargs or {}).values())
+        ):
             return func(*args, **(kwargs or {}))
         traced, kept = next(self._calls, ("nothing more", []))
         if traced != name:
