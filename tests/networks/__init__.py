@@ -101,6 +101,7 @@ ON_IMAGES: dict[str, Writer] = {
     "attention": images.windows,
     "table": images.table,
     "switch": images.to_tokens,
+    "arithmetic": sizes.on_images,
 }
 KINDS = tuple(dict.fromkeys([*ON_TOKENS, *ON_IMAGES]))
 """Kinds of block; what an image has no block for is a convolution there."""

@@ -92,6 +92,40 @@ def _numbers(b: Block, width: int, hidden: int) -> str:
     )()
 
 
+def on_images(b: Block, shape: Shape) -> Shape:
+    """Numbers from the height and width of an image, between two convolutions."""
+    width = shape[0]
+    hidden = b.pick(8, 12)
+    b.line("B, _, H, W = x.shape")
+    b.line(f"y = {b.module(f'nn.Conv2d({width}, {hidden}, 1)')}(x)")
+    if b.flag(0.7):
+        b.line(f"y = y.view(B, 2, {hidden // 2}, H, W).tanh().flatten(1, 2)")
+    table = b.parameter(1, hidden, 4, 4)
+    grid = f"{table}, size=(H, W), mode='bilinear', align_corners=False"
+    code = b.pick(
+        "F.pad(y, (0, -W % 4, 0, -H % 4)).tanh()[:, :, :H, :W]",
+        "F.interpolate(F.avg_pool2d(y, 2), size=(H, W))",
+        f"y * F.interpolate({grid})",
+        "y * (y.sum((2, 3), keepdim=True) / (H * W)).tanh()",
+        "y * math.log(H * W) / B",
+        "y * torch.linspace(-1, 1, W, dtype=y.dtype)",
+        "y + y * torch.linspace(-1, 1, H, dtype=y.dtype)[:, None]",
+        "y * torch.meshgrid(torch.arange(H), torch.arange(W), indexing='ij')[0].to(y.dtype)",
+        f"y.view(B, {hidden}, H // 2, 2, W // 2, 2).roll(1, 3).reshape(B, {hidden}, H, W)",
+        "F.fold(F.unfold(y, 2, stride=2).tanh(), (H, W), 2, stride=2)",
+        f"y.view(B, {hidden}, -1).softmax(-1).view(B, -1, H, W)",
+        "F.interpolate(F.adaptive_avg_pool2d(y, (H // 2, W)), scale_factor=(2.0, 1.0)) * 0.5",
+        "y.roll((H // 2, W // 2), (2, 3))",
+        "y * (0.5 if H > W else 2.0)",
+        "torch.cat([y[:, :, H // 2 :], y[:, :, : H // 2]], 2)",
+        "y.flatten(2)[..., torch.arange(H * W).flip(0)].view(B, -1, H, W)",
+        "(y.flatten(2) @ torch.eye(H * W, dtype=y.dtype)).view_as(y)",
+    )
+    b.line(f"y = {code}")
+    b.line(f"x = {b.module(f'nn.Conv2d({hidden}, {width}, 1)')}(y)")
+    return shape
+
+
 def branches(b: Block, shape: Shape) -> Shape:
     """Python that goes another way for another size, type or mode."""
     _, width = shape
