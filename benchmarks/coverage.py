@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import depgraph
-from benchmarks.pages import markdown_table
+from benchmarks.newest import HEADING as NEWEST
+from benchmarks.pages import markdown_table, with_section
 from benchmarks.peer import LIMIT_BYTES, LIMIT_S, torch_pruning_half
 from benchmarks.sources import Source, other_sources, timm_family
 from cli.output import table, write_text
@@ -197,7 +198,8 @@ def main(
     else:
         Console().print(table(_summary(rows), COLUMNS, list(map(_cells, rows))))
     if markdown is not None:
-        write_text(markdown, _markdown(rows))
+        newest = with_section(markdown, NEWEST, None)  # of another command, kept as it is
+        write_text(markdown, _markdown(rows) + newest)
 
 
 if __name__ == "__main__":

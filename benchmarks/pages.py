@@ -7,7 +7,9 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from pathlib import Path
+
+from matplotlib.figure import Figure
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -22,3 +24,22 @@ def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=110, format="png")
     return buffer.getvalue()
+
+
+def with_section(page: Path, heading: str, body: str | None) -> str:
+    """A page's text with its last section, of that heading, replaced or added.
+
+    Parameters
+    ----------
+    page : Path
+        Need not exist.
+    heading : str
+        With its ``#``.
+    body : str or None
+        None: the section alone, as it stands in the page; empty where there is none.
+    """
+    text = page.read_text(encoding="utf-8") if page.exists() else ""
+    before, found, section = text.partition(f"\n{heading}\n")
+    if body is None:
+        return f"{found}{section}"
+    return f"{before.rstrip()}\n\n{heading}\n\n{body}"

@@ -20,7 +20,11 @@ NORMS = {"aten.layer_norm", "aten.rms_norm", "aten.group_norm", "aten.instance_n
 
 @torch.no_grad()
 def masked_outputs(
-    graph: DependencyGraph, plan: Plan, model: nn.Module, inputs: tuple[Any, ...]
+    graph: DependencyGraph,
+    plan: Plan,
+    model: nn.Module,
+    inputs: tuple[Any, ...],
+    weights_stay: bool = False,
 ) -> list[Tensor]:
     """Output tensors of the original with the units that a plan removes switched off.
 
@@ -33,39 +37,57 @@ def masked_outputs(
         The original; stays as it is.
     inputs : tuple
         At the batch of the trace.
+    weights_stay : bool
+        Switch off activations alone, wherever they arise: what the forward computes from weights
+        is then what it was.
 
     Returns
     -------
     list of Tensor
     """
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    judge = _Judge(graph, plan)
+    named = (*model.named_parameters(), *model.named_buffers())
+    tensors = {name: tensor.detach().clone() for name, tensor in named}
+    judge = _Judge(graph, plan, weights_stay)
     state = [
-        judge.masked(node, tensors[name].detach()) for name, node in graph.traced.tensors.items()
+        tensors[name] if weights_stay else judge.masked(node, tensors[name])
+        for name, node in graph.traced.tensors.items()
     ]
     leaves = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
     return list(judge.run(*state, *leaves))
 
 
 class _Judge(fx.Interpreter):
-    def __init__(self, graph: DependencyGraph, plan: Plan) -> None:
+    def __init__(self, graph: DependencyGraph, plan: Plan, weights_stay: bool) -> None:
         super().__init__(graph.traced.graph_module)
         self.p = graph.propagation
         self.kept = graph.kept_atoms(plan)
+        self.masks = weights_stay
+        self.from_weights = set(graph.traced.tensors.values()) if weights_stay else set()
 
     def indices(self, node: fx.Node) -> list[Tensor]:
         return [kept_indices(axis, self.kept) for axis in self.p.axes(node)]
 
     def masked(self, node: fx.Node, value: Tensor) -> Tensor:
-        value = value.clone()
+        """A copy that is zero where units are gone; the value itself where none is."""
+        was = value
         for dim, kept in enumerate(self.indices(node)):
             gone = torch.ones(value.shape[dim], dtype=torch.bool)
             gone[kept] = False
             if gone.any():
+                value = value.detach().clone() if value is was else value
                 value.index_fill_(dim, gone.nonzero().flatten(), 0)
         return value
 
     def run_node(self, n: fx.Node) -> Any:
+        result = self._of(n)
+        if not self.masks or n.op != "call_function" or not isinstance(result, Tensor):
+            return result
+        if all(source in self.from_weights for source in n.all_input_nodes):
+            self.from_weights.add(n)
+            return result
+        return self.masked(n, result)
+
+    def _of(self, n: fx.Node) -> Any:
         if n.op == "call_function" and op_name(n) == "aten._weight_norm":
             return super().run_node(n).nan_to_num()  # what is switched off has no direction
         special = n.op == "call_function" and (

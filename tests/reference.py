@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from depgraph import DependencyGraph, Plan
-from depgraph.axes import kept_indices
+from depgraph.axes import Atom, Axis, axis_size, kept_indices
 from depgraph.propagate import op_name
 
 
@@ -99,24 +99,31 @@ def masked_output(model: nn.Module, graph: DependencyGraph, plan: Plan, inputs: 
     -------
     Tensor
     """
-    with KeptStatistics(graph, plan):
-        output: Tensor = switched_off(model, plan)(inputs)
+    off = switched_off(model, plan)
+    with KeptStatistics(graph, plan, off):
+        output: Tensor = off(inputs)
     return output
 
 
 class KeptStatistics(TorchFunctionMode):
     """Norms, means and variances inside run over kept channels; norms give zero elsewhere.
 
-    Calls are matched with the ops of the trace by their order.
+    Calls are matched with the ops of the trace by their order, so a run at another size or in
+    another mode must take the same of these as the trace. Norms of the model whose weights the
+    trace does not read give what nothing returns: they run as they are.
     """
 
-    def __init__(self, graph: DependencyGraph, plan: Plan) -> None:
+    def __init__(self, graph: DependencyGraph, plan: Plan, model: nn.Module) -> None:
         super().__init__()
         kept = graph.kept_atoms(plan)
-        self._calls: Iterator[tuple[str, list[Tensor]]] = (
+        read = {name for name, node in graph.traced.tensors.items() if node.users}
+        named = dict(model.named_parameters(remove_duplicate=False))
+        self._unread = {id(weight) for weight in named.values()}
+        self._unread -= {id(weight) for name, weight in named.items() if name in read}
+        self._calls: Iterator[tuple[str, list[_Kept]]] = (
             (
                 op_name(node).removeprefix("aten."),
-                [kept_indices(axis, kept) for axis in graph.propagation.axes(node.args[0])],
+                [_where_cut(axis, kept) for axis in graph.propagation.axes(node.args[0])],
             )
             for node in graph.traced.nodes
             if node.op == "call_function" and op_name(node).removeprefix("aten.") in _OVER_KEPT
@@ -128,18 +135,45 @@ class KeptStatistics(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name == "_weight_norm":  # a weight that is switched off has no direction
             return func(*args, **(kwargs or {})).nan_to_num()
-        if name not in _OVER_KEPT:
+        if name not in _OVER_KEPT or any(
+            isinstance(weight, Tensor) and id(weight) in self._unread
+            for weight in (*args, *(kwargs or {}).values())
+        ):
             return func(*args, **(kwargs or {}))
-        traced, kept = next(self._calls)
-        assert traced == name, f"the run takes {name} where the trace has {traced}"
+        traced, kept = next(self._calls, ("nothing more", []))
+        if traced != name:
+            raise CannotJudgeError(f"the run takes {name} where the trace has {traced}")
         return _OVER_KEPT[name](func, kept, *args, **(kwargs or {}))
 
 
+class CannotJudgeError(Exception):
+    """What a run of the original must give is not known."""
+
+
+_Kept = tuple[int, Tensor] | None
+"""Size in the trace and indices kept; None where all are, at whatever size."""
+
+
+def _where_cut(axis: Axis, kept: Mapping[Atom, Tensor]) -> _Kept:
+    indices = kept_indices(axis, dict(kept))
+    return None if len(indices) == axis_size(axis) else (axis_size(axis), indices)
+
+
+def _at(size: int, kept: _Kept) -> Tensor:
+    """The indices kept of a dimension of that size."""
+    if kept is None:
+        return torch.arange(size)
+    if kept[0] != size:
+        raise CannotJudgeError(f"{size} indices where the trace has {kept[0]}")
+    return kept[1]
+
+
 def _layer_norm(
-    func: Any, kept: list[Tensor], x: Tensor, normalized: Any, *affine: Any, **options: Any
+    func: Any, kept_dims: list[_Kept], x: Tensor, normalized: Any, *affine: Any, **options: Any
 ) -> Tensor:
     first = x.ndim - len(normalized)
-    kept = [torch.arange(size) for size in x.shape[:first]] + kept[first:]
+    kept = [torch.arange(size) for size in x.shape[:first]]
+    kept += map(_at, x.shape[first:], kept_dims[first:])
     names = ("weight", "bias") if func.__name__ == "layer_norm" else ("weight",)
     options = {**dict(zip(names, affine, strict=False)), **options}
     for key in names:
@@ -152,7 +186,7 @@ def _layer_norm(
 
 def _group_norm(
     func: Any,
-    kept: list[Tensor],
+    kept: list[_Kept],
     x: Tensor,
     groups: int,
     weight: Tensor | None = None,
@@ -161,17 +195,19 @@ def _group_norm(
 ) -> Tensor:
     out = torch.zeros_like(x)
     for channels in torch.arange(x.shape[1]).chunk(groups):
-        own = kept[1][torch.isin(kept[1], channels)]
+        left = _at(x.shape[1], kept[1])
+        own = left[torch.isin(left, channels)]
         if len(own):
             affine = (None if tensor is None else tensor[own] for tensor in (weight, bias))
             out[:, own] = func(x[:, own], 1, *affine, eps)
     return out
 
 
-def _statistic(func: Any, kept: list[Tensor], x: Tensor, dim: Any = None, **options: Any) -> Tensor:
+def _statistic(func: Any, kept: list[_Kept], x: Tensor, dim: Any = None, **options: Any) -> Tensor:
     dims = range(x.ndim) if dim is None else [dim] if isinstance(dim, int) else dim
     for reduced in dims:
-        x = x.index_select(reduced, kept[reduced])
+        if kept[reduced] is not None:
+            x = x.index_select(reduced, _at(x.shape[reduced], kept[reduced]))
     result: Tensor = func(x, list(dims), **options)
     return result
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import random
+import re
+import warnings
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 import depgraph
-from tests.networks import Network
+from tests.agreement import Agreement, Finding, converted
+from tests.interpret import masked_outputs
+from tests.networks import OTHER_SIZES, Network
 from tests.reference import (
     masked_output,
     measured_params,
@@ -22,12 +26,16 @@ from tests.reference import (
 TOLERANCE = 1e-9
 """Largest relative difference of two float64 computations that are the same."""
 
-
 EMPTIED = 0.2
 """Share of the groups, among those that may be emptied, that are."""
 
-PLANS_WHEN_SHRINKING = 5
+PLANS_WHEN_SHRINKING = 3
 """A smaller network may need another plan to fail."""
+
+OTHER_TYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+WEIGHT_KINDS = {"reparametrised", "computed"}
+"""Blocks that compute weights, which must stay what they are where their readers are cut."""
 
 
 class Failure(Exception):
@@ -41,21 +49,51 @@ class Outcome:
     Attributes
     ----------
     difference : float
-        Largest relative difference between the sliced and the masked model.
+        Largest relative difference between the sliced and the masked model, in float64.
     cut, prunable : int
         Groups that lost units, and groups that could.
     reasons : tuple of str
         Why the other groups of more than one unit could not.
+    findings : tuple of Finding
+        What did not hold, and what was refused.
+    checks : int
+        Runs that were compared with the original's.
     """
 
-    difference: float
-    cut: int
-    prunable: int
-    reasons: tuple[str, ...]
+    difference: float = 0.0
+    cut: int = 0
+    prunable: int = 0
+    reasons: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    checks: int = 0
+
+    @property
+    def worst(self) -> Finding | None:
+        """The finding to report."""
+        return min(self.findings, key=lambda f: SEVERITY.index(f.outcome), default=None)
+
+
+SEVERITY = ("wrong", "crashed", "refused")
 
 
 def try_network(network: Network, seed: int = 0) -> Outcome:
-    """Prune a random network by a random plan and check everything that a user relies on.
+    """As `examine`, but raise `Failure` where something does not hold; refusals are none."""
+    outcome = examine(network, seed)
+    if outcome.worst is not None and outcome.worst.outcome != "refused":
+        raise Failure(str(outcome.worst))
+    return outcome
+
+
+@dataclass(frozen=True)
+class _Cut:
+    model: nn.Module
+    small: nn.Module
+    graph: depgraph.DependencyGraph
+    plan: depgraph.Plan
+
+
+def examine(network: Network, seed: int = 0) -> Outcome:
+    """Prune a random network by a random plan and compare it with the original in many ways.
 
     Parameters
     ----------
@@ -66,24 +104,109 @@ def try_network(network: Network, seed: int = 0) -> Outcome:
     Returns
     -------
     Outcome
-
-    Raises
-    ------
-    Failure
-        Saying what does not hold.
+        Of batches 1, 2, that of the trace and another, up to two other sizes, other types, both
+        modes, an optimiser step and a copy.
     """
-    model = randomise(network.build()).double()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, about types and sizes that the original has
+        return _examined(network, seed)
+
+
+def _examined(network: Network, seed: int) -> Outcome:
+    dtype = network.dtype if _runs(network) else torch.float64
+    model = randomise(network.build()).to(dtype).train(network.training)
+    inputs = converted(network.example(network.batch), dtype)
+    before = state(model)
     try:
-        return try_model(model, network.example(2), network.example(3), seed)
-    except Failure:
-        raise
-    except Exception as error:  # an engine that crashes has failed, too
-        raise Failure(f"{type(error).__name__}: {error}") from error
+        cut = _prune(model, inputs, seed)
+    except depgraph.DepgraphError as error:
+        return Outcome(findings=(Finding("refused", "the cut", str(error)),))
+    except Exception as error:  # noqa: BLE001  an engine that crashes has failed, too
+        return Outcome(findings=(Finding("crashed", "the cut", _said(error)),))
+    agree = Agreement(model, cut.small, cut.graph, cut.plan, network.source())
+    _predictions(agree, cut, inputs)
+    after = state(model)
+    same = before.keys() == after.keys() and all(torch.equal(before[n], after[n]) for n in before)
+    agree.demand(same, "the original", "was changed")
+    _stated_weights(agree, cut, network, dtype)
+    for other in OTHER_TYPES:
+        agree.in_type(other, network.example(2))
+    if inputs.is_floating_point():
+        agree.under_autocast(network.example(2))
+    agree.to(torch.float64)
+    _batches_and_sizes(agree, network)
+    agree.copied(network.example(2))
+    agree.step(network.example(network.batch + 1))
+    reasons = tuple(group.frozen for group in cut.graph.groups if group.frozen)
+    numbers = (agree.difference, len(cut.plan.kept_units), len(cut.graph.prunable), reasons)
+    return Outcome(*numbers, tuple(agree.findings), agree.checks)
+
+
+def _prune(model: nn.Module, inputs: Tensor, seed: int) -> _Cut:
+    graph = depgraph.trace(model, inputs)
+    plan = graph.plan(_some_emptied(graph, random_units(graph, seed), seed))
+    return _Cut(model, plan.apply(model), graph, plan)
+
+
+def _predictions(agree: Agreement, cut: _Cut, inputs: Tensor) -> None:
+    right = cut.plan.num_params == measured_params(cut.small)
+    agree.demand(right, "the prediction", "the parameters are not as predicted")
+    again = agree.attempt("a plan from JSON", lambda: _replayed(cut))
+    if again is not None:
+        shapes = {n: t.shape for n, t in cut.small.state_dict().items()}
+        same = shapes == {n: t.shape for n, t in again.state_dict().items()}
+        agree.demand(same, "a plan from JSON", "slices otherwise")
+    macs = agree.attempt("counting", lambda: depgraph.count_macs(cut.small, inputs))
+    text = f"the MACs are {macs}, not {cut.plan.macs} as predicted"
+    agree.demand(macs in (None, cut.plan.macs), "the prediction", text)
+
+
+def _replayed(cut: _Cut) -> nn.Module:
+    return depgraph.Plan.from_json(cut.plan.to_json()).apply(cut.model)
+
+
+@torch.no_grad()
+def _runs(network: Network) -> bool:
+    """Whether it has all its ops in the type that it is to be traced in."""
+    try:
+        network.build().to(network.dtype)(converted(network.example(2), network.dtype))
+    except (RuntimeError, NotImplementedError):
+        return False
+    return True
+
+
+def _stated_weights(agree: Agreement, cut: _Cut, network: Network, dtype: torch.dtype) -> None:
+    """Weights computed from weights are what they were, although their readers lost units."""
+    kinds = {kind for kind, _ in network.blocks}
+    if not kinds & WEIGHT_KINDS or "in_place" in kinds or network.training:
+        return
+    given = cut.graph.traced.inputs[0].meta["val"].shape
+    batch = given[1 if network.start == "sequence" else 0]  # a batch of one is traced as two
+    inputs = converted(network.example(batch), dtype)
+    expected = masked_outputs(cut.graph, cut.plan, cut.model, (inputs,), weights_stay=True)
+    agree.compare("computed weights", inputs, expected, dtype)
+
+
+def _batches_and_sizes(agree: Agreement, network: Network) -> None:
+    batches = sorted({1, 2, network.batch, 5})
+    for training in (False, True):
+        agree.train(training)
+        mode = ", training" if training else ""
+        for batch in batches if not training else batches[1:3]:
+            agree.run(f"batch{mode}", network.example(batch))
+        taken = 0
+        for size in OTHER_SIZES[network.start]:
+            if taken < 2:
+                taken += agree.run(f"size{mode}", network.example(2, size))
+
+
+def _said(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 @torch.no_grad()
 def try_model(model: nn.Module, inputs: Tensor, more: Tensor, seed: int = 0) -> Outcome:
-    """Prune a model by a random plan and check everything that a user relies on.
+    """Prune a model by a random plan and check what a user relies on; refusals are failures.
 
     Parameters
     ----------
@@ -105,14 +228,13 @@ def try_model(model: nn.Module, inputs: Tensor, more: Tensor, seed: int = 0) -> 
     """
     before = state(model)
     try:
-        graph = depgraph.trace(model, inputs)
-        plan = graph.plan(_some_emptied(graph, random_units(graph, seed), seed))
-        small = plan.apply(model)
-        again = depgraph.Plan.from_json(plan.to_json()).apply(model)
-        macs = depgraph.count_macs(small, inputs)
+        cut = _prune(model, inputs, seed)
+        again = _replayed(cut)
+        macs = depgraph.count_macs(cut.small, inputs)
     except depgraph.DepgraphError as error:
         raise Failure(str(error)) from error
-    difference = max(_difference(model, small, graph, plan, x) for x in (inputs, more))
+    difference = max(_difference(cut, x) for x in (inputs, more))
+    plan, small = cut.plan, cut.small
     _demand(plan.num_params == measured_params(small), "the parameters are not as predicted")
     _demand(plan.macs == macs, f"the MACs are {macs}, not {plan.macs} as predicted")
     again.load_state_dict(small.state_dict())
@@ -122,8 +244,8 @@ def try_model(model: nn.Module, inputs: Tensor, more: Tensor, seed: int = 0) -> 
     after = state(model)
     same = before.keys() == after.keys() and all(torch.equal(before[n], after[n]) for n in before)
     _demand(same, "the original was changed")
-    reasons = [group.frozen for group in graph.groups if group.frozen]
-    return Outcome(difference, len(plan.kept_units), len(graph.prunable), tuple(reasons))
+    reasons = tuple(group.frozen for group in cut.graph.groups if group.frozen)
+    return Outcome(difference, len(plan.kept_units), len(cut.graph.prunable), reasons)
 
 
 def _some_emptied(
@@ -135,17 +257,11 @@ def _some_emptied(
     return {name: [] if name in may else units for name, units in kept.items()}
 
 
-def _difference(
-    model: nn.Module,
-    small: nn.Module,
-    graph: depgraph.DependencyGraph,
-    plan: depgraph.Plan,
-    inputs: Tensor,
-) -> float:
-    expected = masked_output(model, graph, plan, inputs)
+def _difference(cut: _Cut, inputs: Tensor) -> float:
+    expected = masked_output(cut.model, cut.graph, cut.plan, inputs)
     try:
-        got = small(inputs)
-    except (RuntimeError, ValueError, TypeError, depgraph.DepgraphError) as error:
+        got = cut.small(inputs)
+    except (RuntimeError, ValueError, TypeError) as error:
         raise Failure(f"the sliced model fails on batch {len(inputs)}: {error}") from error
     _demand(got.shape == expected.shape, f"the shape is {tuple(got.shape)}")
     difference = relative_difference(got, expected)
@@ -158,31 +274,38 @@ def _demand(holds: bool, otherwise: str) -> None:
         raise Failure(otherwise)
 
 
-def why_it_fails(network: Network, seed: int) -> str | None:
-    """What does not hold of a network under a plan; None when all does."""
-    try:
-        try_network(network, seed)
-    except Failure as failure:
-        return str(failure)
-    return None
-
-
 def shrink(network: Network, seed: int) -> tuple[Network, int]:
-    """Leave out blocks as long as the network still fails under some plan.
+    """Leave out blocks as long as the network still fails in the same way under some plan.
 
     Parameters
     ----------
     network : Network
-        Fails under the plan of ``seed``.
+        Fails, or is refused, under the plan of ``seed``.
     seed : int
 
     Returns
     -------
     network, seed : Network, int
     """
+    worst = examine(network, seed).worst
+    return (network, seed) if worst is None else _smaller(network, seed, worst)
+
+
+def _smaller(network: Network, seed: int, worst: Finding) -> tuple[Network, int]:
     for i in range(len(network.blocks)):
-        smaller = replace(network, blocks=network.blocks[:i] + network.blocks[i + 1 :])
+        fewer = replace(network, blocks=network.blocks[:i] + network.blocks[i + 1 :])
         for other in range(seed, seed + PLANS_WHEN_SHRINKING):
-            if why_it_fails(smaller, other) is not None:
-                return shrink(smaller, other)
+            found = examine(fewer, other).findings
+            if any((f.outcome, f.check) == (worst.outcome, worst.check) for f in found):
+                return _smaller(fewer, other, worst)
     return network, seed
+
+
+def kind_of(finding: Finding) -> str:
+    """What was found, without names and numbers."""
+    text = finding.text.split("\n")[0]
+    text = re.sub(r"\([^()]*, line \d+\)", "", text)
+    text = re.sub(r"'[^']*'|`[^`]*`|\"[^\"]*\"", "..", text)
+    text = re.sub(r"\[[^\]]*\]", "[..]", text)
+    text = re.sub(r"\b\d[\w.+-]*", "n", text)
+    return f"{finding.check}: {' '.join(text.split())}"[:140]

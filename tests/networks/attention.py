@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from tests.networks.writer import Block, Shape
+from tests.networks.writer import MOST_TOKENS, Block, Shape
 
 
 def attention(b: Block, shape: Shape) -> Shape:
     """Softmax attention: packed or separate, grouped queries, norms, masks, fused or not."""
-    tokens, width = shape
+    number, width = shape
+    tokens = b.tokens(number)
     heads, dim = b.pick(2, 3, 4), b.pick(4, 6, 8)
     groups = b.divisor(heads, 1, 1, 2)
     value_dim = dim if b.flag(0.7) else b.pick(4, 5)
@@ -16,7 +17,7 @@ def attention(b: Block, shape: Shape) -> Shape:
     fused = b.flag()
     if groups > 1:
         _share_keys(b, shape, heads, groups, dim, value_dim)
-    bias = _bias(b, heads, tokens)
+    bias = _bias(b, heads, number)
     _product(b, fused, bias, dim)
     out = b.linear(heads * value_dim, width)
     inner = b.size(heads * value_dim)
@@ -30,7 +31,8 @@ def attention(b: Block, shape: Shape) -> Shape:
 
 
 def _project(b: Block, shape: Shape, heads: int, dim: int, kv_heads: int, value_dim: int) -> None:
-    tokens, width = shape
+    number, width = shape
+    tokens = b.tokens(number)
     h, d = b.size(heads), b.size(dim)
     if kv_heads == heads and value_dim == dim and b.flag():
         packed = b.linear(width, 3 * heads * dim)
@@ -73,7 +75,7 @@ def _norms(b: Block, dim: int) -> None:
 
 def _share_keys(b: Block, shape: Shape, heads: int, groups: int, dim: int, value_dim: int) -> None:
     """Each key and value head serves several query heads."""
-    tokens = shape[0]
+    tokens = b.tokens(shape[0])
     way = b.pick("repeat_interleave", "expand")
     for name, last in (("k", dim), ("v", value_dim)):
         if way == "repeat_interleave":
@@ -83,12 +85,16 @@ def _share_keys(b: Block, shape: Shape, heads: int, groups: int, dim: int, value
             b.line(f"{name} = {stretched}.reshape(x.shape[0], {heads}, {tokens}, {last})")
 
 
-def _bias(b: Block, heads: int, tokens: int) -> str | None:
+def _bias(b: Block, heads: int, number: int) -> str | None:
     kind = b.pick("none", "none", "table", "one", "causal")
+    tokens = b.tokens(number)
+    most = MOST_TOKENS if b.flexible else number
     if kind == "table":
-        return b.parameter(heads, tokens, tokens)
+        table = b.parameter(heads, most, most)
+        return f"{table}[:, :{tokens}, :{tokens}]" if b.flexible else table
     if kind == "one":
-        return b.parameter(tokens, tokens)
+        table = b.parameter(most, most)
+        return f"{table}[:{tokens}, :{tokens}]" if b.flexible else table
     if kind == "causal":
         return f"torch.full(({tokens}, {tokens}), -1e4, dtype=x.dtype).triu(1)"
     return None
@@ -118,7 +124,8 @@ def _product(b: Block, fused: bool, bias: str | None, dim: int) -> None:
 
 def linear_attention(b: Block, shape: Shape) -> Shape:
     """Keys and values are multiplied first; what the feature map is decides what may be cut."""
-    tokens, width = shape
+    number, width = shape
+    tokens = b.tokens(number)
     heads, dim = b.pick(1, 2, 3), b.pick(4, 6)
     layers = [b.linear(width, heads * dim) for _ in range(3)]
     b.line(f"q, k, v = ({', '.join(f'{layer}(x)' for layer in layers)})")

@@ -99,11 +99,12 @@ def shuffle(b: Block, shape: Shape) -> Shape:
     """Channels dealt out anew between groups, then a convolution."""
     width, high, wide = shape
     groups = b.divisor(width, 2, 4)
+    rows, columns = b.positions(high, wide)
     code = b.pick(
-        f"x.view(x.shape[0], {groups}, {width // groups}, {high}, {wide}).transpose(1, 2)"
+        f"x.view(x.shape[0], {groups}, {width // groups}, {rows}, {columns}).transpose(1, 2)"
         ".flatten(1, 2)",
         f"F.channel_shuffle(x, {groups})",
-        f"x.reshape(-1, {b.size(groups)}, {width // groups}, {high}, {wide}).transpose(2, 1)"
+        f"x.reshape(-1, {b.size(groups)}, {width // groups}, {rows}, {columns}).transpose(2, 1)"
         ".reshape(x.shape)",
     )
     b.line(f"x = {b.module(f'nn.Conv2d({width}, {width}, 1, groups={groups})')}(x)")
@@ -160,7 +161,8 @@ def resample(b: Block, shape: Shape) -> Shape:
     if way == "unshuffle":
         b.line("x = F.pixel_unshuffle(x, 2)")
     else:
-        b.line(f"x = x.view(-1, {width}, {high // 2}, 2, {wide // 2}, 2)")
+        rows, columns = b.positions(high, wide)
+        b.line(f"x = x.view(-1, {width}, {rows} // 2, 2, {columns} // 2, 2)")
         b.line("x = x.permute(0, 3, 5, 1, 2, 4).flatten(1, 3)")
     conv = b.module(f"nn.Conv2d({4 * width}, {width}, 1)")
     b.line(f"x = {conv}(x)")
@@ -171,14 +173,15 @@ def windows(b: Block, shape: Shape) -> Shape:
     """A perceptron within windows, after a partition and before its reverse."""
     width, high, wide = shape
     rows, columns = b.divisor(high, 2), b.divisor(wide, 2)
-    h, w = high // rows, wide // columns
+    whole = b.positions(high, wide)
+    h, w = f"{whole[0]} // {rows}", f"{whole[1]} // {columns}"
     hidden = b.pick(8, 12)
     one, two = b.linear(width, hidden), b.linear(hidden, width)
     b.line(f"x = x.permute(0, 2, 3, 1).view(-1, {h}, {rows}, {w}, {columns}, {b.size(width)})")
     b.line(f"x = x.permute(0, 1, 3, 2, 4, 5).reshape(-1, {rows * columns}, {width})")
     b.line(f"x = {two}({b.activation(f'{one}(x)')})")
     b.line(f"x = x.view(-1, {h}, {w}, {rows}, {columns}, {width}).permute(0, 5, 1, 3, 2, 4)")
-    b.line(f"x = x.reshape(-1, {b.size(width)}, {high}, {wide})")
+    b.line(f"x = x.reshape(-1, {b.size(width)}, {whole[0]}, {whole[1]})")
     return shape
 
 
@@ -186,11 +189,14 @@ def table(b: Block, shape: Shape) -> Shape:
     """Parameters and buffers along channels or positions."""
     width, high, wide = shape
     make = b.pick(b.parameter, b.buffer)
+    rows, columns = b.positions(high, wide)
+    size = (32, 32) if b.flexible else (high, wide)
+    part = f"[..., :{rows}, :{columns}]" if b.flexible else ""
     code = b.pick(
         lambda: f"x * {make(width, 1, 1)}",
-        lambda: f"x + {make(1, width, high, wide)}",
+        lambda: f"x + {make(1, width, *size)}{part}",
         lambda: f"x.mul({make(width)}[:, None, None])",
-        lambda: f"x + {make(high, wide)}",
+        lambda: f"x + {make(*size)}{part}",
         lambda: f"x * {make(width)}.view(1, -1, 1, 1) + {make(width)}.view(1, {width}, 1, 1)",
     )
     b.line(f"x = {code()}")
@@ -200,10 +206,11 @@ def table(b: Block, shape: Shape) -> Shape:
 def to_tokens(b: Block, shape: Shape) -> Shape:
     """Positions as tokens."""
     width, high, wide = shape
+    number = "{} * {}".format(*b.positions(high, wide)) if b.flexible else str(high * wide)
     code = b.pick(
         "x.flatten(2).transpose(1, 2)",
-        f"x.permute(0, 2, 3, 1).reshape(x.shape[0], {high * wide}, {width})",
-        f"x.reshape(x.shape[0], {b.size(width)}, {high * wide}).mT",
+        f"x.permute(0, 2, 3, 1).reshape(x.shape[0], {number}, {width})",
+        f"x.reshape(x.shape[0], {b.size(width)}, {number}).mT",
     )
     b.line(f"x = {code}")
     return high * wide, width

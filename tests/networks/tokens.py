@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.networks.writer import Block, Shape
+from tests.networks.writer import MOST_TOKENS, Block, Shape
 
 
 def linear(b: Block, shape: Shape) -> Shape:
@@ -119,7 +119,8 @@ def convolution(b: Block, shape: Shape) -> Shape:
 
 def shuffle(b: Block, shape: Shape) -> Shape:
     """A view that deals channels out anew."""
-    tokens, width = shape
+    width = shape[1]
+    tokens = b.tokens(shape[0])
     groups = b.divisor(width, 2, 3, 4)
     rest = width // groups
     first = b.size(groups)
@@ -181,18 +182,20 @@ def parted(b: Block, shape: Shape) -> Shape:
 
 def table(b: Block, shape: Shape) -> Shape:
     """Parameters and buffers that lie along channels or tokens."""
-    tokens, width = shape
+    number, width = shape
+    tokens = b.tokens(number)
+    most = MOST_TOKENS if b.flexible else number + 2
     make = b.pick(b.parameter, b.buffer)
     code = b.pick(
         lambda: f"x * {make(width)}",
-        lambda: f"x + {make(tokens, width)}",
-        lambda: f"x + {make(1, tokens + 2, width)}[:, :{tokens}]",
+        lambda: f"x + {make(most, width)}[:{tokens}]",
+        lambda: f"x + {make(1, most, width)}[:, :{tokens}]",
         lambda: f"torch.addcmul(x, x, {make(width)})",
         lambda: f"x * ({make(width)} + 1) + {make(width)}",
         lambda: f"torch.lerp(x, {make(width)}.expand_as(x), 0.25)",
         lambda: f"torch.cat([{make(1, 1, width)}.expand(x.shape[0], -1, -1), x], 1)[:, 1:]",
         lambda: f"torch.where({make(width)} > 0, x, 0.5 * x)",
-        lambda: f"x + {make(tokens + 3, width)}[torch.arange({tokens})]",
+        lambda: f"x + {make(most + 1, width)}[torch.arange({tokens})]",
         lambda: f"x + torch.ones({width}, dtype=x.dtype)",
         lambda: f"x * {make(2, width // 2)}.flatten()",
     )
@@ -263,11 +266,13 @@ def shorter(b: Block, shape: Shape) -> Shape:
     """Fewer tokens, perhaps more channels."""
     tokens, width = shape
     if tokens % 2 == 0 and tokens > 4 and b.flag():
-        b.line(f"x = x.reshape(x.shape[0], {tokens // 2}, {2 * width})")
+        half = f"{b.tokens(tokens)} // 2"
+        b.line(f"x = x.reshape(x.shape[0], {half}, {2 * width})")
         b.line(f"x = {b.linear(2 * width, width)}(x)")
         return tokens // 2, width
     if tokens > 4:
-        b.line(b.pick("x = x[:, 1:]", "x = x[:, :-1]", f"x = x.narrow(1, 0, {tokens - 1})"))
+        narrow = f"x = x.narrow(1, 0, {b.tokens(tokens)} - 1)"
+        b.line(b.pick("x = x[:, 1:]", "x = x[:, :-1]", narrow))
         return tokens - 1, width
     b.line(f"x = torch.cat([{b.parameter(1, 2, width)}.expand(x.shape[0], 2, -1), x], dim=1)")
     return tokens + 2, width
@@ -278,10 +283,11 @@ def to_image(b: Block, shape: Shape) -> Shape:
     tokens, width = shape
     high = b.divisor(tokens, 2, 3, 4)
     rows = b.size(high)
+    columns = f"{b.tokens(tokens)} // {high}" if b.flexible else str(tokens // high)
     code = b.pick(
-        f"x.transpose(1, 2).reshape(x.shape[0], {b.size(width)}, {rows}, {tokens // high})",
-        f"x.transpose(1, 2).unflatten(2, ({rows}, {tokens // high}))",
-        f"x.view(x.shape[0], {rows}, {tokens // high}, {width}).permute(0, 3, 1, 2)",
+        f"x.transpose(1, 2).reshape(x.shape[0], {b.size(width)}, {rows}, {columns})",
+        f"x.transpose(1, 2).unflatten(2, ({rows}, {columns}))",
+        f"x.view(x.shape[0], {rows}, {columns}, {width}).permute(0, 3, 1, 2)",
     )
     b.line(f"x = {code}")
     return width, high, tokens // high

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.networks.writer import Block, Shape
+from tests.networks.writer import MOST_TOKENS, Block, Shape
 
 
 def outer(b: Block, shape: Shape) -> Shape:
@@ -86,7 +86,7 @@ def padded(b: Block, shape: Shape) -> Shape:
     if way == "pad":
         b.line(f"x = F.pad(x, (0, {b.pick(str(wider - width), 'y.shape[-1] - x.shape[-1]')})) + y")
     elif way == "zeros":
-        zeros = f"x.new_zeros(x.shape[0], {tokens}, {wider - width})"
+        zeros = f"x.new_zeros(x.shape[0], {b.tokens(tokens)}, {wider - width})"
         b.line(f"x = torch.cat([x, {zeros}], dim=-1) + y")
     else:
         b.line(f"x = y[..., :{b.pick(str(width), 'x.shape[-1]')}] + x")
@@ -111,7 +111,8 @@ def maxout(b: Block, shape: Shape) -> Shape:
 
 def merged(b: Block, shape: Shape) -> Shape:
     """Attention with heads laid into the batch, and perhaps mixed afterwards."""
-    tokens, width = shape
+    width = shape[1]
+    tokens = b.tokens(shape[0])
     heads, dim = b.pick(2, 3), b.pick(4, 5)
     h = b.size(heads)
     layers = [b.linear(width, heads * dim) for _ in range(3)]
@@ -137,7 +138,8 @@ def merged(b: Block, shape: Shape) -> Shape:
 
 def rotary(b: Block, shape: Shape) -> Shape:
     """Queries and keys turned by their position, in halves or in pairs, by a table."""
-    tokens, width = shape
+    number, width = shape
+    tokens = b.tokens(number)
     heads, dim = b.pick(2, 3), b.pick(4, 8)
     packed = b.linear(width, 3 * heads * dim)
     b.line(f"q, k, v = {packed}(x).view(-1, {tokens}, 3, {heads}, {dim}).permute(2, 0, 3, 1, 4)")
@@ -147,7 +149,9 @@ def rotary(b: Block, shape: Shape) -> Shape:
         b.line(f"t = torch.arange({tokens}, dtype=x.dtype)[:, None] * 0.5 ** {steps}")
         b.line("c, s = torch.cat([t, t], -1).cos(), torch.cat([t, t], -1).sin()")
     else:
-        b.line(f"c, s = {b.buffer(tokens, dim)}, {b.buffer(tokens, dim)}")
+        most = MOST_TOKENS if b.flexible else number
+        rows = f"[:{tokens}]" if b.flexible else ""
+        b.line(f"c, s = {b.buffer(most, dim)}{rows}, {b.buffer(most, dim)}{rows}")
     for name in "qk":
         turned = (
             f"torch.stack([-{name}[..., 1::2], {name}[..., ::2]], dim=-1).flatten(-2)"
@@ -163,25 +167,27 @@ def rotary(b: Block, shape: Shape) -> Shape:
 def looked_up(b: Block, shape: Shape) -> Shape:
     """Tokens chosen by score, channels by a list; order and running sums."""
     tokens, width = shape
-    few = max(tokens // 2, 2)
+    number = max(tokens // 2, 2)
+    few = f"max({b.tokens(tokens)} // 2, 2)" if b.flexible else str(number)
     score = b.pick("x.sum(-1)", "x.square().sum(-1)", f"{b.linear(width, 1)}(x)[..., 0]")
     code = b.pick(
         lambda: (
             f"x.gather(1, {score}.topk({few}, dim=1).indices[..., None].expand(-1, -1, {width}))"
         ),
-        lambda: f"x[:, {list(range(few))}]",
+        lambda: f"x[:, list(range({few}))]",
         lambda: f"x.cumsum(1)[:, :{few}]",
         lambda: f"x[torch.arange(x.shape[0])[:, None], {score}.argsort(1)[:, :{few}]]",
         lambda: f"x.index_select(2, torch.arange({width - 1}, -1, -1))[:, :{few}]",
         lambda: f"x.roll(1, dims={b.pick(1, 2)})[:, :{few}]",
     )
     b.line(f"x = {code()}")
-    return few, width
+    return number, width
 
 
 def unruled(b: Block, shape: Shape) -> Shape:
     """Ops that the engine has no rule for: what they touch stays whole, the rest need not."""
-    tokens, width = shape
+    width = shape[1]
+    tokens = b.tokens(shape[0])
     hidden = b.pick(8, 12)
     b.line(f"y = {b.linear(width, hidden)}({b.activation(f'{b.linear(width, width)}(x)')})")
     code = b.pick(
@@ -211,7 +217,8 @@ def nested(b: Block, shape: Shape) -> Shape:
 
 def norm_of_rows(b: Block, shape: Shape) -> Shape:
     """Batch and tokens laid into one dimension, and taken apart again."""
-    tokens, width = shape
+    width = shape[1]
+    tokens = b.tokens(shape[0])
     hidden = b.pick(8, 12)
     b.line(f"y = x.reshape(-1, {b.size(width)})")
     norm = b.pick(

@@ -15,6 +15,9 @@ T = TypeVar("T")
 Shape = tuple[int, ...]
 """Without the batch: (tokens, channels), or (channels, height, width)."""
 
+MOST_TOKENS = 64
+"""Rows of a table of positions, of which as many are used as there are tokens."""
+
 WIDTHS = (8, 12, 16, 24, 32, 48)
 ACTIVATIONS = (
     "F.relu({})",
@@ -39,13 +42,22 @@ class Block:
     Attributes
     ----------
     random : random.Random
+    flexible : bool
+        Whether token counts and image sizes are read from the input rather than written down.
     init, lines : list of str
         Statements of ``__init__`` and ``forward``.
+    helpers : list of str
+        Classes that it uses.
+    result : str
+        What ``forward`` returns.
     """
 
     random: random.Random
+    flexible: bool = False
     init: list[str] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
+    helpers: list[str] = field(default_factory=list)
+    result: str = "x"
     _names: int = 0
 
     def pick(self, *options: T) -> T:
@@ -91,6 +103,22 @@ class Block:
             return expression
         return self.module(str(value)) if spelled == "attribute" else str(value)
 
+    def tokens(self, number: int) -> str:
+        """The number of tokens that come in."""
+        if not self.flexible:
+            return str(number)
+        if "N = x.shape[1]" not in self.lines:
+            self.lines.insert(0, "N = x.shape[1]")
+        return "N"
+
+    def positions(self, high: int, wide: int) -> tuple[str, str]:
+        """Rows and columns of the image that comes in."""
+        if not self.flexible:
+            return str(high), str(wide)
+        if "H, W = x.shape[2:]" not in self.lines:
+            self.lines.insert(0, "H, W = x.shape[2:]")
+        return "H", "W"
+
     def line(self, code: str) -> None:
         """Add a statement to the forward."""
         self.lines.append(code)
@@ -103,6 +131,7 @@ class Block:
         """The class."""
         return "\n".join(
             [
+                *self.helpers,
                 f"class {name}(nn.Module):",
                 "    def __init__(self):",
                 "        super().__init__()",
@@ -110,7 +139,7 @@ class Block:
                 "",
                 "    def forward(self, x):",
                 *(f"        {line}" for line in self.lines),
-                "        return x",
+                f"        return {self.result}",
             ]
         )
 
