@@ -302,7 +302,7 @@ class DependencyGraph:
             input_spec(self.traced.example, self.traced.inputs_read),
             bool(self.separated),
             choices,
-            self,
+            _graph=self,
         )
 
     def kept_atoms(self, plan: Plan) -> dict[Atom, Tensor]:

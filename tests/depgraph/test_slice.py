@@ -202,10 +202,20 @@ def test_sizes_written_into_a_forward_are_replaced_and_dropout_still_works() -> 
 
 
 def test_a_generated_forward_refuses_an_argument_it_was_not_made_for() -> None:
-    model = tiny()
+    model = tiny("beit_base_patch16_224")
     attention = halved(model).apply(model).blocks[0].attn
-    with pytest.raises(depgraph.DepgraphError, match="attn_mask"):
-        attention(torch.randn(1, 17, 24), attn_mask=torch.zeros(17, 17))
+    with pytest.raises(depgraph.DepgraphError, match="shared_rel_pos_bias"):
+        attention(torch.randn(1, 17, 24), shared_rel_pos_bias=torch.zeros(17, 17))
+
+
+def test_a_mask_is_taken_as_the_original_takes_it() -> None:
+    model = tiny()
+    plan, mask = halved(model), torch.ones(17, 17).tril().bool()
+    attention, x = plan.apply(model).blocks[0].attn, torch.randn(2, 17, 48)
+    kept = plan.kept["blocks.0.attn.qkv.weight"][1]
+    dense = torch.zeros_like(x).index_copy(-1, kept, x[..., kept])
+    expected = masked(model, plan).blocks[0].attn(dense, attn_mask=mask)[..., kept]
+    torch.testing.assert_close(attention(x[..., kept], attn_mask=mask), expected)
 
 
 @functools.cache

@@ -122,7 +122,7 @@ def test_a_class_from_a_package_that_is_not_trusted_is_not_imported(tmp_path: Pa
 
 
 def test_a_forward_from_a_file_may_call_aten_ops_only(tmp_path: Path) -> None:
-    depgraph.save(pruned("vit_base_patch16_224"), tmp_path)
+    depgraph.save(pruned("beit_base_patch16_224"), tmp_path)
     text = (tmp_path / "structure.json").read_text()
     (tmp_path / "structure.json").write_text(text.replace("aten.reshape.default", "os.system"))
     with pytest.raises(depgraph.DepgraphError, match="ATen ops only"):
