@@ -229,7 +229,8 @@ class Slicer:
         """
         generated = self.rescalings.find(self.graph.separated) | self.graph.separated.keys()
         for name in self.modules:
-            if self.calls.get(name) and name in generated:
+            # a softmax that is a module of its own computes no temperature: whoever calls it does
+            if self.calls.get(name) and name in generated and not self._is_layer(name):
                 edits.classes[name] = self.generated(name)
         self.rescalings.note(edits)
 
@@ -283,12 +284,12 @@ class Slicer:
         ]
         first = path not in self._reconsidered
         self._reconsidered.update(alike)
-        if first and self._refit(path, edits):
-            lost = [name for name in alike if name != path and not self._refit(name, edits)]
+        known: dict[Any, bool] = {}  # of modules with the same choice one is tried; verify sees all
+        if first and self._refit(path, edits, known):
+            lost = [name for name in alike if name != path and not self._refit(name, edits, known)]
         else:
-            lost = [
-                name for name in alike if name == path or not (first and self._fits(name, edits))
-            ]
+            lost = [name for name in alike if not first or not self._fits(name, edits, known)]
+            lost += [] if path in lost else [path]
         try:
             edits.classes.update((name, self.generated(name)) for name in lost)
         except DepgraphError as error:
@@ -306,17 +307,23 @@ class Slicer:
                 return name
         raise mismatch
 
-    def _fits(self, name: str, edits: Edits) -> bool:
-        """Whether a module runs with the attributes that it has been given."""
-        return self._runs(name, edits.attributes.get(name, {}), edits)
+    def _fits(self, name: str, edits: Edits, known: dict[Any, bool]) -> bool:
+        """Whether a module, or one like it, runs with the attributes that it has been given."""
+        attributes = edits.attributes.get(name, {})
+        key = (type(self.modules[name]), repr(self._options(name)), repr(attributes))
+        if key not in known:
+            known[key] = self._runs(name, attributes, edits)
+        return known[key]
 
-    def _refit(self, name: str, edits: Edits) -> bool:
+    def _refit(self, name: str, edits: Edits, known: dict[Any, bool]) -> bool:
         """Look for attributes of a module with which it runs; whether there are any."""
+        before = edits.attributes.get(name)
         for choice in _choices(self._options(name)):
-            attributes = self._chosen(self.modules[name], choice)
-            if self._runs(name, attributes, edits):
-                edits.attributes[name] = attributes
+            edits.attributes[name] = self._chosen(self.modules[name], choice)
+            if self._fits(name, edits, known):
                 return True
+        if before is not None:
+            edits.attributes[name] = before
         return False
 
     def _is_layer(self, name: str) -> bool:
