@@ -3,7 +3,7 @@
 For the smallest model of each timm family, and for models of transformers, torchvision and torch:
 trace, groups, a random half of the units of every group, slice, forward in both modes, and the
 difference from the original with the removed units switched off, and from itself in a batch of one
-more. ``--peer`` adds Torch-Pruning.
+more, and how many modules needed a forward of their own. ``--peer`` adds Torch-Pruning.
 """
 
 from __future__ import annotations
@@ -31,10 +31,14 @@ from benchmarks.peer import LIMIT_BYTES, LIMIT_S, torch_pruning_half
 from benchmarks.sources import Source, other_sources, timm_family
 from cli.output import table, write_text
 from depgraph._calls import plain
+from depgraph.rewrite import original_class
 from tests.interpret import masked_outputs
 from tests.reference import randomise, relative_difference
 
-COLUMNS = ("library", "model", "prunable", "groups", "params kept", "difference", "s", "peer", "s")
+COLUMNS = (
+    *("library", "model", "prunable", "groups", "params kept", "rewritten", "difference", "s"),
+    *("peer", "s"),
+)
 
 
 def row(source: Source, peer: bool) -> dict[str, Any]:
@@ -81,6 +85,7 @@ def _pruned(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Any]:
         "prunable": len(graph.prunable),
         "groups": len(graph.groups),
         "params_kept": sum(p.numel() for p in small.parameters()) / graph.num_params,
+        "rewritten": sum(type(m) is not original_class(m) for m in small.modules()),
         "params_as_predicted": sum(p.numel() for p in small.parameters()) == plan.num_params,
         "difference": max(differences),
         "seconds": seconds,
@@ -103,13 +108,14 @@ def _cells(r: dict[str, Any]) -> list[str]:
     peer = r.get("peer", {})
     tail = [peer.get("outcome", ""), f"{peer['seconds']:.2f}" if peer else ""]
     if "error" in r:
-        return [r["library"], r["model"], "", "", "", r["error"][:60], "", *tail]
+        return [r["library"], r["model"], "", "", "", "", r["error"][:60], "", *tail]
     return [
         r["library"],
         r["model"],
         str(r["prunable"]),
         str(r["groups"]),
         f"{r['params_kept']:.2f}",
+        str(r.get("rewritten", "")),
         f"{r['difference']:.0e}",
         f"{r['seconds']:.2f}",
         *tail,
@@ -119,7 +125,8 @@ def _cells(r: dict[str, Any]) -> list[str]:
 def _summary(rows: Iterable[dict[str, Any]]) -> str:
     rows = list(rows)
     exact = [r for r in rows if r.get("difference", 1.0) <= 1e-4]
-    text = f"{len(exact)} of {len(rows)} models pruned and exact to 1e-4"
+    text = f"{len(exact)} of {len(rows)} models pruned and exact to 1e-4; "
+    text += f"{sum(r.get('rewritten', 0) for r in rows)} modules got a rewritten forward"
     both = [r for r in exact if r.get("peer", {}).get("outcome") == "runs"]
     if both:
         mine, theirs = sum(r["seconds"] for r in both), sum(r["peer"]["seconds"] for r in both)

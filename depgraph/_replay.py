@@ -81,7 +81,7 @@ def replay(plan: Plan, model: nn.Module) -> None:
     """
     cast(model, state_dtypes(plan.state))
     set_modes(model, plan.state)
-    graph = trace(model, example_from_spec(plan.inputs), plan.separate)
+    graph = trace(model, example_from_spec(plan.inputs))
     sizes = {group.name: group.size for group in graph.prunable}
     if sizes != plan.sizes:
         odd = next(iter(dict(plan.sizes.items() ^ sizes.items())))

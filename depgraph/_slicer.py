@@ -14,7 +14,8 @@ from torch.utils import _pytree as pytree
 from depgraph._attributes import candidates, layer_attributes, with_integer
 from depgraph._edits import Edits
 from depgraph._modules import named_modules
-from depgraph.attention import attention_products
+from depgraph._rescaling import Rescalings
+from depgraph._temperature import multiply
 from depgraph.axes import (
     axis_atoms,
     axis_size,
@@ -33,10 +34,11 @@ from depgraph.rules.convolve import group_axis
 from depgraph.trace import (
     TraceError,
     named_tensors,
+    shape,
     structural_copy,
     trace_forward,
 )
-from depgraph.verify import Mismatch
+from depgraph.verify import Mismatch, computing
 
 _FUSED = (nn.TransformerEncoderLayer,)
 """torch's modules that hand their children's parameters to one fused kernel in evaluation."""
@@ -57,6 +59,14 @@ class Slicer:
         self.first_name = {id(tensor): name for name, tensor in tensors.items()}
         self._reconsidered: set[str] = set()
         self.calls = graph.traced.calls_of
+        self.rescalings = Rescalings(
+            graph,
+            self.sizes,
+            model,
+            self.modules,
+            partial(self.own_tensors, recurse=True),
+            self._predicted,
+        )
         # many parameters share an axis
         self._indices = cache(partial(kept_indices, kept=self.kept))
         self._rewriter = Rewriter(self.p, self.kept, model, self.removed())
@@ -75,6 +85,12 @@ class Slicer:
                 )
             new[id(old)] = value
         return new
+
+    def rescale(self, edits: Edits) -> None:
+        """Multiply, in place, the new weights that make up for another temperature."""
+        tensors, _ = named_tensors(self.model)
+        for name, mask, factor in self.rescalings.factors:
+            multiply(edits.tensors[id(tensors[name])].detach(), self._sliced(name, mask), factor)
 
     def _sliced(self, name: str, tensor: Tensor) -> Tensor:
         node = self.graph.traced.tensors.get(name)
@@ -143,21 +159,6 @@ class Slicer:
                 if owner.get(node) == name:
                     yield node
 
-    @cached_property
-    def cut_attention(self) -> frozenset[str]:
-        """Modules with an attention that loses head dims, which would change its temperature.
-
-        A fused attention takes its default scale from the width it sees, and a module may switch
-        between the fused and the written-out form at any time: the forward of these is generated,
-        with the original scale.
-        """
-        owner = self.graph.traced.owner
-        return frozenset(
-            owner.get(product.node, "")
-            for product in attention_products(self.p)
-            if any(atom in self.sizes for atom in axis_atoms(product.query_dim))
-        )
-
     def _runs(self, name: str, attributes: dict[str, Any], outer: Edits) -> bool:
         """Whether a module, sliced and with these attributes, computes the predicted shapes."""
         module = self.modules[name]
@@ -187,7 +188,18 @@ class Slicer:
             expected = [self._predicted(x).shape for x in _nodes(call.output)]
             if [node.meta["val"].shape for node in traced.outputs] != expected:
                 return False
+            steps = [x for x in self._computing if call.start <= self._computing[x] < call.end]
+            found = list(map(shape, computing(traced)))
+            sizes = [value_shape(self.p, node, self.sizes) for node in steps]
+            if len(found) == len(sizes) and found != sizes:  # what nobody reads is not traced
+                return False
         return True
+
+    @cached_property
+    def _computing(self) -> dict[fx.Node, int]:
+        """The calls that compute something, with their places in the trace."""
+        place = {node: i for i, node in enumerate(self.graph.traced.nodes)}
+        return {node: place[node] for node in computing(self.graph.traced)}
 
     def _inner_attributes(self, trial: nn.Module, outer: str) -> dict[str, dict[str, Any]]:
         inner = {}
@@ -209,14 +221,26 @@ class Slicer:
         return torch.empty(size, dtype=fake.dtype, device="meta")
 
     def add_classes(self, edits: Edits) -> None:
-        """Rewritten forwards for modules of another temperature."""
-        for name in self.modules:
-            if self.calls.get(name) and name in self.cut_attention:
-                edits.classes[name] = self.generated(name)
+        """Rewritten forwards where no weights make up for a temperature.
 
-    def bypassed(self, edits: Edits) -> list[str]:
-        """Modules with a fused kernel that would call past the generated forward of a child."""
-        return [
+        An attention that loses head dims has another temperature: a fused one takes its default
+        scale from the width it sees, and a module may switch between the fused and the written-out
+        form at any time.
+        """
+        generated = self.rescalings.find()
+        for name in self.modules:
+            # a softmax that is a module of its own computes no temperature: whoever calls it does
+            if self.calls.get(name) and name in generated and not self._is_layer(name):
+                edits.classes[name] = self.generated(name)
+        self.rescalings.note(edits)
+
+    def unfit(self, edits: Edits, small: nn.Module) -> list[str]:
+        """Modules that need a generated forward though the trace of the sliced model is right.
+
+        A fused kernel would call past the generated forward of a child, and weights may not make
+        up for what another mode computes.
+        """
+        return self.rescalings.unproven(small) + [
             name
             for name, module in self.modules.items()
             if isinstance(module, _FUSED)
@@ -224,7 +248,7 @@ class Slicer:
             and any(inner.startswith(f"{name}.") for inner in edits.classes)
         ]
 
-    def repair(self, mismatch: Mismatch | None, edits: Edits) -> None:
+    def repair(self, mismatch: Mismatch | None, edits: Edits, small: nn.Module) -> None:
         """Other attributes, or else a generated forward, for the innermost module to blame.
 
         Raises
@@ -233,9 +257,18 @@ class Slicer:
             The one given, when there is no such module.
         """
         if mismatch is None:
-            names = self.bypassed(edits)
+            names = self.unfit(edits, small)
+        elif mismatch.of_number:
+            names = self.rescalings.computing(mismatch.module)
+        else:
+            names = []
+        if names:
             edits.classes.update((name, self.generated(name)) for name in names)
-            return
+        elif mismatch is not None:
+            self._repair(mismatch, edits)
+        self.rescalings.note(edits)
+
+    def _repair(self, mismatch: Mismatch, edits: Edits) -> None:
         path = mismatch.module
         while path in edits.classes or not self.calls.get(path) or self._is_layer(path):
             if not path:
@@ -249,15 +282,16 @@ class Slicer:
             and self.calls.get(name)
             and name not in edits.classes
         ]
-        if path not in self._reconsidered:
-            self._reconsidered.update(alike)
-            if self._refit(path, edits):
-                for name in alike:
-                    if name != path:
-                        self._refit(name, edits)
-                return
+        first = path not in self._reconsidered
+        self._reconsidered.update(alike)
+        known: dict[Any, bool] = {}  # of modules with the same choice one is tried; verify sees all
+        if first and self._refit(path, edits, known):
+            lost = [name for name in alike if name != path and not self._refit(name, edits, known)]
+        else:
+            lost = [name for name in alike if not first or not self._fits(name, edits, known)]
+            lost += [] if path in lost else [path]
         try:
-            edits.classes.update((name, self.generated(name)) for name in alike)
+            edits.classes.update((name, self.generated(name)) for name in lost)
         except DepgraphError as error:
             text = f"{mismatch}; a forward of other sizes cannot be generated either: {error}"
             raise DepgraphError(text) from error
@@ -273,13 +307,23 @@ class Slicer:
                 return name
         raise mismatch
 
-    def _refit(self, name: str, edits: Edits) -> bool:
-        """Look for attributes of a module with which it runs; whether they are other ones."""
-        for choice in _others(self._options(name)):
-            attributes = self._chosen(self.modules[name], choice)
-            if self._runs(name, attributes, edits):
-                edits.attributes[name] = attributes
+    def _fits(self, name: str, edits: Edits, known: dict[Any, bool]) -> bool:
+        """Whether a module, or one like it, runs with the attributes that it has been given."""
+        attributes = edits.attributes.get(name, {})
+        key = (type(self.modules[name]), repr(self._options(name)), repr(attributes))
+        if key not in known:
+            known[key] = self._runs(name, attributes, edits)
+        return known[key]
+
+    def _refit(self, name: str, edits: Edits, known: dict[Any, bool]) -> bool:
+        """Look for attributes of a module with which it runs; whether there are any."""
+        before = edits.attributes.get(name)
+        for choice in _choices(self._options(name)):
+            edits.attributes[name] = self._chosen(self.modules[name], choice)
+            if self._fits(name, edits, known):
                 return True
+        if before is not None:
+            edits.attributes[name] = before
         return False
 
     def _is_layer(self, name: str) -> bool:
@@ -298,14 +342,18 @@ def _likeliest(options: dict[tuple[Any, ...], list[int]]) -> dict[tuple[Any, ...
     return {path: values[0] for path, values in options.items()}
 
 
-def _others(options: dict[tuple[Any, ...], list[int]]) -> Iterator[dict[tuple[Any, ...], int]]:
-    """One value at a time another than the likeliest: the forward is generated else.
+def _choices(options: dict[tuple[Any, ...], list[int]]) -> Iterator[dict[tuple[Any, ...], int]]:
+    """The likeliest values, then those with one or two others: the forward is generated else.
 
     Trying all combinations would take time exponential in the number of integers.
     """
-    for path, values in options.items():
-        for value in values[1:]:
-            yield {**_likeliest(options), path: value}
+    likeliest = _likeliest(options)
+    other = [{path: value} for path, values in options.items() for value in values[1:]]
+    yield likeliest
+    yield from ({**likeliest, **change} for change in other)
+    for one, two in itertools.combinations(other, 2):
+        if one.keys() != two.keys():
+            yield {**likeliest, **one, **two}
 
 
 def _nodes(value: Any) -> list[fx.Node]:

@@ -13,6 +13,7 @@ from depgraph.rules.contract import einsum_terms
 from depgraph.trace import shape
 
 _PRODUCTS = ("aten.matmul", "aten.bmm", "aten.baddbmm", "aten.einsum")
+_SCALING = ("aten.scaled_dot_product_attention", "aten.mul", "aten.div")
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,17 @@ class AttentionProduct:
     lead: list[Axis]
     query_dim: Axis
     value_dim: Axis
+
+
+def number_of(node: fx.Node) -> float | None:
+    """The number by which an op scales a value; None for other ops.
+
+    That of a fused attention is its temperature, given or by default.
+    """
+    a = arguments(node) if op_name(node) in _SCALING else {}
+    if "query" in a:
+        return float(a["scale"] if a["scale"] is not None else shape(a["query"])[-1] ** -0.5)
+    return float(a["other"]) if isinstance(a.get("other"), (int, float)) else None
 
 
 def attention_products(p: Propagation) -> Iterator[AttentionProduct]:

@@ -294,7 +294,7 @@ class DependencyGraph:
             input_spec(self.traced.example, self.traced.inputs_read),
             choices,
             trace_state(self.traced),
-            self,
+            _graph=self,
         )
 
     def kept_atoms(self, plan: Plan) -> dict[Atom, Tensor]:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 FORMAT = 1
 """Version of the JSON form."""
 
+Factor = tuple[str, Tensor, float]
+"""Name of a parameter, which of its entries (a mask of its shape), and what they are times."""
+
 Spec = str | int | list["Spec"]
 """An axis as plain data: a group's name, a frozen size, or ``["x", ...]`` / ``["++", ...]``."""
 
@@ -49,6 +52,10 @@ class Plan:
         row for each of that one. In ``kept_units`` they are then only counted: ``0 .. k - 1``.
     state : dict
         Modes and floating types of the model that was traced, to replay the plan on another one.
+    factors : tuple of (str, BoolTensor, float)
+        Only of a plan that a sliced model carries, and of no plan that is read: by what number the
+        cut multiplied which entries of a parameter, of the original's shape, to keep the
+        temperature of an attention.
 
     Examples
     --------
@@ -70,6 +77,7 @@ class Plan:
     inputs: Any = field(repr=False)
     choices: dict[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
     state: dict[str, Any] = field(default_factory=dict, repr=False)
+    factors: tuple[Factor, ...] = field(default=(), repr=False, compare=False)
     _graph: DependencyGraph | None = field(default=None, repr=False, compare=False)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Plan:
@@ -123,6 +131,13 @@ class Plan:
         DepgraphError
             When the plan is for another model, or when the sliced model does not compute the
             shapes the plan predicts; the model is untouched then, in place or not.
+
+        Notes
+        -----
+        An attention of d head dims that keeps d' of them keeps its temperature too: what makes its
+        queries is multiplied by ``(d' / d) ** 0.5``, rounded once in the parameter's own dtype, by
+        6e-8 of its value at most in float32 and by 4e-3 in bfloat16. Where no weights can be
+        proven to do so, the module's forward is generated with the old number.
         """
         from depgraph.slice import apply_plan  # the slicer needs the graph, which needs plans
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from depgraph._describe import describe
+from depgraph._temperature import multiply
 from depgraph.axes import select_indices
 from depgraph.checkpoint import INDEX, WEIGHTS, Checkpoint, Stored, index_text, write_shard
 from depgraph.errors import DepgraphError
@@ -79,6 +80,11 @@ class ShardedSlicer:
         self.small, self.saved = small, describe(small)
         self.source = {name: stored[name] for name in self.saved.weights}
         kept = {**plan.kept, **plan.kept_buffers}
+        self.factors = [
+            (stored[name], mask, factor)
+            for applied in vars(small).get("depgraph_plans", [])[-1:]
+            for name, mask, factor in applied.factors
+        ]
         self.kept = {stored[name]: dims for name, dims in kept.items() if name in stored}
         self.files = dict(zip(checkpoint.files, _file_names(len(checkpoint.files)), strict=True))
 
@@ -122,6 +128,9 @@ class ShardedSlicer:
         write_shard(path, tensors, pieces)
 
     def _cut(self, source: str, start: int, piece: Tensor) -> Tensor:
+        for name, mask, factor in self.factors:
+            if name == source:
+                multiply(piece, mask[start : start + len(piece)], factor)
         indices = dict(self.kept.get(source, {}))
         if 0 in indices:
             rows = indices[0]

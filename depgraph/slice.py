@@ -37,13 +37,14 @@ def apply_plan(plan: Plan, model: nn.Module, inplace: bool = False) -> nn.Module
     slicer.add_classes(edits)
     small = structural_copy(model)
     edits.apply(small)
-    while (mismatch := _mismatch(slicer, small)) is not None or slicer.bypassed(edits):
-        slicer.repair(mismatch, edits)
+    while (mismatch := _mismatch(slicer, small)) or slicer.unfit(edits, small):
+        slicer.repair(mismatch, edits, small)
         edits.apply_structure(small)
+    slicer.rescale(edits)
     if inplace:
         edits.apply(model)
         small = model
-    _remember(plan, small)
+    _remember(dataclasses.replace(plan, factors=slicer.rescalings.factors), small)
     return small
 
 
@@ -56,7 +57,7 @@ def _remember(plan: Plan, small: nn.Module) -> None:
 def _mismatch(slicer: Slicer, small: nn.Module) -> Mismatch | None:
     """What the verifying trace finds wrong; None when all agrees."""
     try:
-        verify(slicer.graph, small, slicer.kept)
+        verify(slicer.graph, small, slicer.kept, slicer.rescalings.numbers)
     except Mismatch as mismatch:
         return mismatch
     return None

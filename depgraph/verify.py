@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import isclose
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from depgraph._modules import named_modules
+from depgraph.attention import number_of
 from depgraph.axes import Atom, axis_atoms, axis_size, kept_sizes
 from depgraph.cost import value_shape
 from depgraph.errors import DepgraphError
@@ -24,12 +26,18 @@ if TYPE_CHECKING:
 class Mismatch(DepgraphError):
     """A module of the sliced model computes something else than the plan predicts."""
 
-    def __init__(self, module: str, text: str) -> None:
+    def __init__(self, module: str, text: str, of_number: bool = False) -> None:
         super().__init__(text)
         self.module = module
+        self.of_number = of_number
 
 
-def verify(graph: DependencyGraph, small: nn.Module, kept: Mapping[Atom, Tensor]) -> None:
+def verify(
+    graph: DependencyGraph,
+    small: nn.Module,
+    kept: Mapping[Atom, Tensor],
+    rescaled: Mapping[fx.Node, float] | None = None,
+) -> None:
     """Prove that a sliced model runs the ops of the original at the predicted shapes.
 
     In the mode of the trace, and in the other one where that couples or runs anything else.
@@ -42,6 +50,8 @@ def verify(graph: DependencyGraph, small: nn.Module, kept: Mapping[Atom, Tensor]
         The sliced model.
     kept : mapping of Atom to LongTensor
         Units kept of each pruned atom.
+    rescaled : mapping of fx.Node to float, optional
+        Calls of the original that compute with another number, see `depgraph._temperature`.
 
     Raises
     ------
@@ -56,11 +66,15 @@ def verify(graph: DependencyGraph, small: nn.Module, kept: Mapping[Atom, Tensor]
     cannot be compared is run, and a module that has changed by the end makes the trace start over.
     """
     for p in graph.in_modes:
-        _verify_in_mode(graph, p, small, kept)
+        _verify_in_mode(graph, p, small, kept, rescaled or {})
 
 
 def _verify_in_mode(
-    graph: DependencyGraph, p: Propagation, small: nn.Module, kept: Mapping[Atom, Tensor]
+    graph: DependencyGraph,
+    p: Propagation,
+    small: nn.Module,
+    kept: Mapping[Atom, Tensor],
+    rescaled: Mapping[fx.Node, float],
 ) -> None:
     sizes = kept_sizes(kept)
     args, kwargs = p.trace.example
@@ -75,13 +89,11 @@ def _verify_in_mode(
     finally:
         for name, module in modules.items():
             module.training = modes[name]
-    # a forward that was rewritten need not ask again what the original asked
     dead = graph.dead(sizes, p)
-    gone = dead.nodes | p.trace.asking
-    before = [n for n in p.trace.nodes if n.op == "call_function" and n not in gone]
-    after = [n for n in again.nodes if n.op == "call_function" and n not in again.asking]
+    before = [node for node in computing(p.trace) if node not in dead.nodes]
+    after = computing(again)
     for old, new in zip(before, after, strict=False):
-        _compare(graph, p, old, new, kept)
+        _compare(graph, p, old, new, kept, rescaled)
         _compare_held(p, again, old, new)
     if len(before) != len(after):
         raise Mismatch(
@@ -110,19 +122,31 @@ def _compare_held(p: Propagation, again: Trace, old: fx.Node, new: fx.Node) -> N
             raise Mismatch(module, f"module '{module}' makes a tensor from a pruned size")
 
 
+def computing(trace: Trace) -> list[fx.Node]:
+    """The calls that compute something of the outputs.
+
+    A copy is made or not as a size happens to be 1; a forward that was rewritten need not ask again
+    what the original asked.
+    """
+    calls = (node for node in trace.nodes if node.op == "call_function")
+    return [n for n in calls if op_name(n) != "aten.contiguous" and n not in trace.asking]
+
+
 def _compare(
     graph: DependencyGraph,
     p: Propagation,
     old: fx.Node,
     new: fx.Node,
     kept: Mapping[Atom, Tensor],
+    rescaled: Mapping[fx.Node, float],
 ) -> None:
     sizes = kept_sizes(kept)
     expected = value_shape(p, old, sizes)
     module = p.trace.owner.get(old, "")
-    if _kind(old) == _kind(new) and shape(new) == expected:
-        if not _same_numbers(p, old, new, kept):
-            raise Mismatch(module, f"module '{module}' computes a number from a pruned size")
+    if kind(old) == kind(new) and shape(new) == expected:
+        if not _same_numbers(p, old, new, kept, rescaled.get(old)):
+            text = f"module '{module}' computes a number from a pruned size"
+            raise Mismatch(module, text, of_number=True)
         return
     pruned = {group._atom: group.name for group in graph.prunable if group._atom in sizes}
     touched = {
@@ -140,19 +164,27 @@ def _compare(
     )
 
 
-def _kind(node: fx.Node) -> str:
+def kind(node: fx.Node) -> str:
     """An op's name; one name for ops that stand in for each other in generated forwards."""
     name = op_name(node)
     return next((family[0] for family in (PARTING, RANGES) if name in family), name)
 
 
-def _same_numbers(p: Propagation, old: fx.Node, new: fx.Node, kept: Mapping[Atom, Tensor]) -> bool:
+def _same_numbers(
+    p: Propagation,
+    old: fx.Node,
+    new: fx.Node,
+    kept: Mapping[Atom, Tensor],
+    number: float | None = None,
+) -> bool:
     """Whether numbers that no shape shows are those of the original, or those that the plan makes.
 
     A temperature by width, where a range starts, how many groups a convolution has, an axis's
-    number that happens to equal a pruned size.
+    number that happens to equal a pruned size. A number that is given is the one to find.
     """
     name = op_name(old)
+    if number is not None:
+        return isclose(number_of(new) or 0, number, rel_tol=1e-9)
     if name in RANGES and p.axes(old.args[0]):
         start, _, step = kept_range(p, old, kept)
         found = range_of(new)
@@ -165,8 +197,8 @@ def _same_numbers(p: Propagation, old: fx.Node, new: fx.Node, kept: Mapping[Atom
         if arguments(new)[GROUPED[name]] != groups:
             return False
     if _plain((old.args, old.kwargs)) == _plain((new.args, new.kwargs)):
-        return name != _ATTENTION or _temperature(old) == _temperature(new)
-    return _numbers(old) == _numbers(new)
+        return name != _ATTENTION or isclose(number_of(old) or 0, number_of(new) or 0, rel_tol=1e-9)
+    return numbers(old) == numbers(new)
 
 
 _ATTENTION = "aten.scaled_dot_product_attention"
@@ -181,20 +213,13 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, fx.Node) else value
 
 
-def _numbers(node: fx.Node) -> list[Any]:
+def numbers(node: fx.Node) -> list[Any]:
     """Arguments that are no tensors, without sizes, which the shape of the result tells."""
     name = op_name(node)
     a = arguments(node)
     if name in RANGES or name in PARTING:
         return [a["dim"]]
     if name == _ATTENTION:
-        return [_temperature(node), a["dropout_p"], a["is_causal"]]
+        return [round(number_of(node) or 0, 9), a["dropout_p"], a["is_causal"]]
     sizes = (SIZE_ARGUMENTS.get(name), GROUPED.get(name), "device")
     return [_plain(value) for key, value in a.items() if key not in sizes]
-
-
-def _temperature(node: fx.Node) -> float:
-    """The scale of a fused attention, given or by default."""
-    a = arguments(node)
-    scale = a["scale"] if a["scale"] is not None else shape(a["query"])[-1] ** -0.5
-    return round(scale, 9)

@@ -14,7 +14,7 @@ for Accelerating Very Deep Neural Networks", ICCV 2017. Ling et al.: "SlimGPT", 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from queue import Queue
 from typing import Any
 
@@ -81,7 +81,8 @@ def compensate(
         if 1 in dims and _loses(plan, name) and name in dict(small.named_parameters())
     }
     inputs = _joined(batches)
-    refit = _Refit(plan, damping)
+    applied = vars(small).get("depgraph_plans", [plan])[-1]
+    refit = _Refit(plan, damping, _row_factors(applied))
     with evaluating(dense), evaluating(small):
         norms = Recalibration(plan, observe_norms(dense, lambda: run(dense, inputs)))
         once = _called_once(dense, losing, batches[0][0])
@@ -130,15 +131,28 @@ def _called_once(model: nn.Module, weights: set[str], inputs: Any) -> set[str]:
     return {name for name, times in counts.items() if times == 1}
 
 
+def _row_factors(plan: Plan) -> dict[str, Tensor]:
+    """By what the cut multiplied the rows of weights, in the order of the original."""
+    found: dict[str, Tensor] = {}
+    for name, mask, factor in plan.factors:
+        rows = torch.where(mask.flatten(1).all(1), factor, 1.0) if mask.dim() > 1 else None
+        if rows is not None:
+            found[name] = found[name] * rows if name in found else rows
+    return found
+
+
 class _Refit:
-    def __init__(self, plan: Plan, damping: float) -> None:
+    def __init__(self, plan: Plan, damping: float, factors: Mapping[str, Tensor]) -> None:
         self.plan = plan
+        self.factors = factors
         self.damping = damping
         self.done: list[str] = []
 
     def __call__(self, call: Call, output: Tensor, wanted: Tensor) -> Tensor:
         rows = self.plan.kept[call.weight].get(0)
         y = call.flat(wanted).flatten(0, 1)
+        if call.weight in self.factors:
+            y = y * self.factors[call.weight].to(y)
         y = y if rows is None else y[:, rows.to(y.device)]
         x = call.rows.flatten(0, 1)
         bias = call.bias if isinstance(call.bias, nn.Parameter) else None

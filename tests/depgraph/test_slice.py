@@ -207,6 +207,16 @@ def test_a_rewritten_forward_takes_an_argument_that_the_trace_did_not_pass() -> 
     torch.testing.assert_close(small(x, attn_mask=mask), expected(x, attn_mask=mask))
 
 
+def test_a_mask_is_taken_as_the_original_takes_it() -> None:
+    model = tiny()
+    plan, mask = halved(model), torch.ones(17, 17).tril().bool()
+    attention, x = plan.apply(model).blocks[0].attn, torch.randn(2, 17, 48)
+    kept = plan.kept["blocks.0.attn.qkv.weight"][1]
+    dense = torch.zeros_like(x).index_copy(-1, kept, x[..., kept])
+    expected = masked(model, plan).blocks[0].attn(dense, attn_mask=mask)[..., kept]
+    torch.testing.assert_close(attention(x[..., kept], attn_mask=mask), expected)
+
+
 class _Keeps(nn.Linear):
     """Leaves in itself what it computes, and returns nothing."""
 
