@@ -49,12 +49,19 @@ class _Unproven(Exception):
 
 
 class Weights:
-    """Finds the weights behind values of one trace."""
+    """Finds the weights behind values of one trace.
+
+    Attributes
+    ----------
+    reached : int
+        The last place in the trace that what was found leads to.
+    """
 
     def __init__(self, trace: Trace) -> None:
         self._trace = trace
         self._names = {node: name for name, node in trace.tensors.items()}
         self._walks: list[_Walk] = []
+        self.reached = 0
 
     def behind(self, reads: Mapping[fx.Node, fx.Node]) -> dict[str, Mask] | None:
         """Entries of parameters that, multiplied by a number, multiply just what is read.
@@ -73,9 +80,10 @@ class Weights:
         for attempt in range(2):  # of two factors either will do: keys, where queries will not
             try:
                 found = self._walk(attempt).back(reads)
-                self._walk(attempt).forth(found, reads)
+                last = self._walk(attempt).forth(found, reads)
             except _Unproven:
                 continue
+            self.reached = max(self.reached, last)
             return {self._names[node]: mask for node, mask in found.items()}
         return None
 
@@ -156,8 +164,8 @@ class _Walk:
                     want(operand, mask)
         return found
 
-    def forth(self, found: Mapping[fx.Node, Mask], reads: Mapping[fx.Node, fx.Node]) -> None:
-        """Follow the parameters to everything that holds something of them."""
+    def forth(self, found: Mapping[fx.Node, Mask], reads: Mapping[fx.Node, fx.Node]) -> int:
+        """Follow the parameters to everything that holds something of them; its last place."""
         states: dict[fx.Node, State] = dict(found)
         heap = sorted(self.place[user] for node in found for user in node.users)
         done = set()
@@ -179,9 +187,10 @@ class _Walk:
                     heappush(heap, self.place[user])
         if not done.issuperset(reads):
             raise _Unproven
+        return max(map(self.place.__getitem__, done))
 
     def _read(self, node: fx.Node, operand: fx.Node, held: Mapping[fx.Node, State]) -> None:
-        whole = operand in held and bool(_compact(held[operand]).all())
+        whole = operand in held and bool(compact(held[operand]).all())
         if not whole or len(held) > 1 or _times(node, operand) > 1:
             raise _Unproven
 
@@ -197,7 +206,7 @@ def _either(left: Mask | None, right: Mask | None) -> Mask | None:
     return left | right
 
 
-def _compact(mask: Mask) -> Mask:
+def compact(mask: Mask) -> Mask:
     """One of all the entries that share their memory."""
     for dim in range(mask.dim()):
         if mask.stride(dim) == 0 and mask.shape[dim]:

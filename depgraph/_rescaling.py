@@ -60,11 +60,57 @@ class Rescalings:
 
     def find(self) -> set[str]:
         """Work out what can be made up for, and in which modules it cannot be."""
+        known: dict[Any, tuple[ModuleCall, Rescaling]] = {}
         for name in self._temperatures.cut:
-            found = self._temperatures.rescaling(name)
+            found = self._found(name, known)
             if found is not None:
                 self._active[name] = found
         return self._temperatures.cut.keys() - self._active.keys()
+
+    def _found(self, name: str, known: dict[Any, tuple[ModuleCall, Rescaling]]) -> Rescaling | None:
+        """What makes up for the cut in a module; that of one which is alike, where there is one."""
+        key, calls = None, self._trace.calls_of.get(name, [])
+        if len(calls) == 1:
+            call = calls[0]
+            with suppress(UnlikeError):
+                nodes = self._trace.nodes[call.start : call.end]
+                key = (
+                    self._likeness.of(self._modules[name]),
+                    tuple(node.target for node in nodes),
+                    self._temperatures.widths(name),
+                )
+        if key in known:
+            return self._translated(*known[key], calls[0])
+        self._temperatures.weights.reached = 0
+        found = self._temperatures.rescaling(name)
+        if found is not None and key is not None and self._is_inside(found, calls[0]):
+            known[key] = calls[0], found
+        return found
+
+    def _is_inside(self, found: Rescaling, call: ModuleCall) -> bool:
+        """Whether all that has to do with factors happens in one call, to its module's own."""
+        nodes = set(self._trace.nodes[call.start : call.end])
+        inner = set(self._names(self._modules[call.name]).values())
+        read = [self._trace.tensors[name] for name, _, _ in found.factors]
+        return (
+            self._temperatures.weights.reached < call.end
+            and nodes.issuperset(found.numbers)
+            and inner.issuperset(name for name, _, _ in found.factors)
+            and all(nodes.issuperset(tensor.users) for tensor in read)
+            and set(found.attributes) <= {call.name}
+        )
+
+    def _translated(self, call: ModuleCall, found: Rescaling, other: ModuleCall) -> Rescaling:
+        """The same in another call, of a module that is alike."""
+        nodes = self._trace.nodes
+        place = {node: i for i, node in enumerate(nodes[call.start : call.end])}
+        local = {name: key for key, name in self._names(self._modules[call.name]).items()}
+        names = self._names(self._modules[other.name])
+        return Rescaling(
+            {nodes[other.start + place[node]]: x for node, x in found.numbers.items()},
+            dict.fromkeys([other.name], *found.attributes.values()) if found.attributes else {},
+            [(names[local[name]], mask, factor) for name, mask, factor in found.factors],
+        )
 
     @property
     def numbers(self) -> dict[fx.Node, float]:

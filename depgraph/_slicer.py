@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from depgraph._attributes import candidates, layer_attributes, with_integer
 from depgraph._edits import Edits
+from depgraph._homogeneous import compact
 from depgraph._modules import named_modules
 from depgraph._rescaling import Rescalings
 from depgraph._temperature import multiply
@@ -90,16 +91,23 @@ class Slicer:
         """Multiply, in place, the new weights that make up for another temperature."""
         tensors, _ = named_tensors(self.model)
         for name, mask, factor in self.rescalings.factors:
-            multiply(edits.tensors[id(tensors[name])].detach(), self._sliced(name, mask), factor)
+            mask = compact(mask)
+            indices = self._kept_indices(name)
+            varied = {dim: here for dim, here in indices.items() if mask.shape[dim] > 1}
+            new = edits.tensors[id(tensors[name])].detach()
+            multiply(new, select_indices(mask, varied), factor)
 
     def _sliced(self, name: str, tensor: Tensor) -> Tensor:
+        indices = self._kept_indices(name).items()
+        return select_indices(tensor, {dim: here.to(tensor.device) for dim, here in indices})
+
+    def _kept_indices(self, name: str) -> dict[int, Tensor]:
         node = self.graph.traced.tensors.get(name)
-        indices = {
-            dim: self._indices(axis).to(tensor.device)
+        return {
+            dim: self._indices(axis)
             for dim, axis in enumerate(self.p.axes(node))
             if any(atom in self.kept for atom in axis_atoms(axis))
         }
-        return select_indices(tensor, indices)
 
     def own_tensors(self, module: nn.Module, recurse: bool = False) -> dict[str, str]:
         """The trace's names of a module's parameters and buffers, by local name."""

@@ -66,7 +66,7 @@ class Temperatures:
         self._p = p
         self._sizes = sizes
         self._modules = modules
-        self._weights = Weights(p.trace)
+        self.weights = Weights(p.trace)
 
     @cached_property
     def cut(self) -> dict[str, list[AttentionProduct]]:
@@ -77,12 +77,17 @@ class Temperatures:
                 found.setdefault(self._p.trace.owner.get(product.node, ""), []).append(product)
         return found
 
+    def widths(self, name: str) -> tuple[tuple[int, int], ...]:
+        """Query dims before and after, of each attention that a module runs."""
+        axes = [product.query_dim for product in self.cut.get(name, [])]
+        return tuple((axis_size(axis), axis_size(axis, self._sizes)) for axis in axes)
+
     def rescaling(self, name: str) -> Rescaling | None:
         """What makes up for the cut in one of the modules of `cut`; None where nothing can."""
         result = self.changed(name)
         if result is not None:
             changes = {node: change(node, number) for node, number in result.numbers.items()}
-            found = factors(self._weights, changes)
+            found = factors(self.weights, changes)
             if found is None:
                 return None
             result.factors = found
@@ -91,8 +96,8 @@ class Temperatures:
     def changed(self, name: str) -> Rescaling | None:
         """The numbers and floats that say the width, without factors; None where it is unclear."""
         result = Rescaling()
-        for product in self.cut.get(name, []):
-            before, after = (axis_size(product.query_dim, x) for x in (None, self._sizes))
+        products = self.cut.get(name, [])
+        for product, (before, after) in zip(products, self.widths(name), strict=True):
             if not after:
                 return None
             owners = {name}
@@ -230,11 +235,6 @@ def _power(number: float, size: int) -> float | None:
 
 
 def multiply(tensor: Tensor, mask: Tensor, factor: float) -> None:
-    """Multiply these entries of a tensor by a number, in place and rounded once."""
-    if tensor.is_meta or not mask.any():
-        return
-    if mask.all():
-        tensor.mul_(factor)
-    else:
-        mask = mask.to(tensor.device)
-        tensor.copy_(torch.where(mask, tensor * factor, tensor))
+    """Multiply the entries in a mask, which is broadcast, in place and rounded once."""
+    if not tensor.is_meta:
+        tensor.mul_((1 + mask.double() * (factor - 1)).to(tensor.device))
