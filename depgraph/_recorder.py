@@ -11,6 +11,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from types import FrameType
 from typing import Any
 
 import torch
@@ -51,6 +52,7 @@ from depgraph._values import (
 from depgraph._watch import can_be_watched, plain_call, watched
 
 _NONE: Mapping[Any, bool] = {}
+_NO_TURNS: Mapping[Any, int] = {}
 _HINTS = {torch.ops.aten.repeat_interleave.self_int: "output_size"}
 """Arguments that only repeat what follows from the others, and that a cut would make wrong."""
 
@@ -105,7 +107,9 @@ class Recorder(ProxyTorchDispatchMode):
 
     # torch admits only its own proxy mode to the PreDispatch key; all of its behaviour is replaced.
 
-    def __init__(self, answers: Mapping[Any, bool] = _NONE) -> None:
+    def __init__(
+        self, answers: Mapping[Any, bool] = _NONE, turned: Mapping[Any, int] = _NO_TURNS
+    ) -> None:
         super().__init__(PythonKeyTracer(), "real", pre_dispatch=True)
         self.make = NodeMaker()
         self.graph = self.make.graph
@@ -120,6 +124,8 @@ class Recorder(ProxyTorchDispatchMode):
         self.reads: list[Read] = []
         self.read_from: list[frozenset[fx.Node]] = []
         self._answers = answers  # to what cannot be known, by where it is asked
+        self._turned = dict(turned)  # how often to say the reverse of what is known, by where
+        self.below: FrameType | None = None  # which frame calls the model
         self._alive: list[Any] = []  # an id must not be given to a second tensor
         self._stand_ins: dict[int, Tensor] = {}
         self._given: dict[int, Tensor] = {}
@@ -271,12 +277,16 @@ class Recorder(ProxyTorchDispatchMode):
         if None not in found:
             values = iter(found)
             answer = func(*(next(values) if isinstance(x, Tensor) else x for x in args), **kwargs)
+            where = source_stack(self.below) if tells_truth(func, args) else ()
+            if self._turned.get(where):
+                self._turned[where] -= 1
+                answer = not answer
             for tensor in args:
-                self._note_read(tensor, answer)
+                self._note_read(tensor, answer, where)
             return answer
         if not tells_truth(func, args):
             raise UnknownValue
-        where = source_stack()
+        where = source_stack(self.below)
         if where not in self._answers:
             raise UnknownTruth(where)
         self.read_from.append(frozenset(self.inputs))
@@ -301,7 +311,7 @@ class Recorder(ProxyTorchDispatchMode):
         found = self.values.of(self.node(tensor))
         return None if found is None else found[0]
 
-    def _note_read(self, tensor: Any, answer: Any) -> None:
+    def _note_read(self, tensor: Any, answer: Any, where: tuple[str, ...] = ()) -> None:
         found = self.values.of(self.node(tensor)) if isinstance(tensor, Tensor) else None
         if found is None or not tensor.is_meta:
             return
@@ -310,8 +320,8 @@ class Recorder(ProxyTorchDispatchMode):
         if given:
             inputs = frozenset(given).intersection(self.inputs)
             buffers = frozenset(given).difference(inputs)
-            read = Read(self.node(tensor), answer, self.current, source_line(), inputs, buffers)
-            self.reads.append(read)
+            node, line = self.node(tensor), source_line()
+            self.reads.append(Read(node, answer, self.current, line, inputs, buffers, where))
 
     def _result(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """What an op gives on meta, its shape computed from values where it follows from them."""

@@ -57,6 +57,8 @@ class Read:
         The line of code that asked.
     inputs, buffers : frozenset of fx.Node
         Inputs of the model, and its buffers, that the answer follows from.
+    where : tuple of str
+        The lines that led to a question of true or false, innermost first; none for a number.
     """
 
     node: fx.Node
@@ -65,6 +67,7 @@ class Read:
     source: str
     inputs: frozenset[fx.Node]
     buffers: frozenset[fx.Node] = frozenset()
+    where: tuple[str, ...] = ()
 
 
 class Values:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import dis
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -282,6 +283,7 @@ def _recorded(
     _put_on_meta(model, recorder)
     meta_args, meta_kwargs = pytree.tree_map_only(Tensor, recorder.input, (args, kwargs))
     entries = filling(model)
+    recorder.below = sys._getframe()
     try:
         with recorder.watch(model, alike), caches_bypassed(model), sight(recorder):
             output = model(*meta_args, **meta_kwargs)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import depgraph
 from tests.interpret import masked_outputs
-from tests.reference import relative_difference
+from tests.reference import relative_difference, switched_off
 
 
 class Net(nn.Module):
@@ -167,3 +167,50 @@ def test_a_branch_on_activations_is_refused_by_the_models_own_line() -> None:
     model = Net(lambda net, x: x if x.sum() > 0 else x.flip(0))
     with pytest.raises(depgraph.DepgraphError, match=r"test_values.py, line \d+.*torch.where"):
         depgraph.trace(model, torch.randn(2, 8))
+
+
+class Masked(nn.Module):
+    """Does something else to its hidden units under a mask that leaves something out."""
+
+    def __init__(self, beyond: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.beyond = beyond
+        self.first, self.second = nn.Linear(8, 16), nn.Linear(16, 3)
+        self.third = nn.Linear(16, 16)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        h = self.first(x).relu()
+        if not mask.all():
+            h = self.beyond(self, h) * mask[:, None]
+        y: Tensor = self.second(h)
+        return y
+
+
+BEYOND: tuple[tuple[Callable[..., Tensor], bool], ...] = (
+    (lambda net, h: h, True),
+    (lambda net, h: net.third(h), True),
+    (lambda net, h: h - h.mean(-1, keepdim=True) ** 2, False),
+    (lambda net, h: h.cumsum(-1), False),
+)
+
+
+@pytest.mark.parametrize(("beyond", "free"), BEYOND)
+def test_the_branch_that_another_mask_takes_fits_a_cut_too(
+    beyond: Callable[..., Tensor], free: bool
+) -> None:
+    model, x, ones = Masked(beyond).eval(), torch.randn(4, 8), torch.ones(4).long()
+    graph = depgraph.trace(model, (x, ones))
+    assert bool(graph.prunable) == free
+    plan = graph.plan({group.name: range(group.size // 2) for group in graph.prunable})
+    small, expected = plan.apply(model), switched_off(model, plan)
+    for mask in (ones, torch.tensor([1, 0, 1, 1])):
+        assert relative_difference(small(x, mask), expected(x, mask)) < 1e-5
+
+
+def test_a_loop_on_a_mask_ends() -> None:
+    def before(net: Any, x: Tensor, mask: Tensor) -> Tensor:
+        while mask.any():
+            x, mask = x + 1, mask[1:] * 0
+        return x
+
+    check_half(Net(before), (torch.randn(6, 8), torch.ones(6).long()))
