@@ -122,6 +122,7 @@ class Recorder(ProxyTorchDispatchMode):
         self._made: dict[int, fx.Node] = {}
         self.values = Values(self.nodes, self.number)
         self.reads: list[Read] = []
+        self.assumed: set[fx.Node] = set()  # of which values that cannot be known say the shape
         self.read_from: list[frozenset[fx.Node]] = []
         self._answers = answers  # to what cannot be known, by where it is asked
         self._turned = dict(turned)  # how often to say the reverse of what is known, by where
@@ -256,13 +257,18 @@ class Recorder(ProxyTorchDispatchMode):
         node_args = self._map(args, self.node)
         node_kwargs = self._map_values(kwargs, self.node)
         node_kwargs.pop(_HINTS.get(func, ""), None)
-        result = self._result(func, args, kwargs)
+        result, assumed = self._result(func, args, kwargs)
         if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(result)):
             return result
         node = self.make.call(func, node_args, node_kwargs)
         node.meta["source"] = source_line()
         node.meta["grad"] = torch.is_grad_enabled()
         self._note(node, result)
+        if assumed:
+            self.assumed.add(node)
+            self.read_from.append(frozenset(self.inputs))
+        if assumed or not self.values.unsure.isdisjoint(node.all_input_nodes):
+            self.values.unsure.add(node)
         if func._schema.is_mutable:
             self.values.wrote()
         if isinstance(result, (tuple, list)):
@@ -323,25 +329,33 @@ class Recorder(ProxyTorchDispatchMode):
             node, line = self.node(tensor), source_line()
             self.reads.append(Read(node, answer, self.current, line, inputs, buffers, where))
 
-    def _result(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        """What an op gives on meta, its shape computed from values where it follows from them."""
-        by_values = decides_by_values(func) and deciding(func, args, kwargs)
+    def _result(self, func: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, bool]:
+        """What an op gives on meta, and whether its shape had to be assumed.
+
+        A shape that follows from values is computed from these where they are known. Else all are
+        taken to be picked: how many are is no dimension that could be cut.
+        """
         try:
-            return self._run(func, self._map(args, to_meta), self._map_values(kwargs, to_meta))
+            on_shapes = (self._map(args, to_meta), self._map_values(kwargs, to_meta))
+            return self._run(func, *on_shapes), False
         except (RuntimeError, NotImplementedError):
-            if not by_values or any(self._value(x) is None for x in by_values):
+            if not decides_by_values(func):
                 raise
-        for tensor in by_values:
+        decisive = deciding(func, args, kwargs)
+        assumed = any(self._value(x) is None for x in decisive)
+        for tensor in () if assumed else decisive:
             self._note_read(tensor, self._value(tensor))
+        if assumed and func._opname == "nms":
+            return args[0].new_empty(len(args[0]), dtype=torch.long), True
 
         def real(value: Any) -> Any:
             if isinstance(value, Tensor):
                 known = self._value(value)
-                return torch.zeros_like(value, device=CPU) if known is None else known
+                return torch.ones_like(value, device=CPU) if known is None else known
             return CPU if isinstance(value, torch.device) else value
 
         result = func(*self._map(args, real), **self._map_values(kwargs, real))
-        return mapped(result, to_meta)
+        return mapped(result, to_meta), assumed
 
     def _map_values(self, kwargs: dict[str, Any], function: Callable[[Any], Any]) -> dict[str, Any]:
         return {name: self._map(value, function) for name, value in kwargs.items()}

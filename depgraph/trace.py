@@ -45,7 +45,8 @@ class Trace:
     that is a graph of its own, without calls.
     ``reads`` are the values that it took from the example, in order; ``modes_read`` says which
     modules asked for the mode of which; ``held`` where a module holds a constant unregistered: the
-    module's name, the attribute, and places in the containers that the attribute is.
+    module's name, the attribute, and places in the containers that the attribute is; ``assumed``
+    are the nodes that pick as many entries as values say that differ from call to call, here all.
     """
 
     nodes: tuple[fx.Node, ...]
@@ -64,6 +65,7 @@ class Trace:
     reads: tuple[Read, ...] = ()
     modes_read: frozenset[tuple[str, str]] = frozenset()
     held: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    assumed: frozenset[fx.Node] = frozenset()
 
     @cached_property
     def asking(self) -> frozenset[fx.Node]:
@@ -174,6 +176,7 @@ def _traced(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], mak
         reads=tuple(recorder.reads),
         modes_read=frozenset(recorder.modes_read),
         held=recorder.held,
+        assumed=frozenset(recorder.assumed),
     )
     return traced if recorder.unread is None else _completed(traced, recorder.unread)
 

@@ -169,6 +169,61 @@ def test_a_branch_on_activations_is_refused_by_the_models_own_line() -> None:
         depgraph.trace(model, torch.randn(2, 8))
 
 
+class Detector(nn.Module):
+    """Picks what scores best, as detectors do, after layers on images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.neck = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 12, 3)
+        self.scores, self.boxes = nn.Conv2d(12, 1, 1), nn.Conv2d(12, 4, 1)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        h = self.neck(self.stem(x).relu()).relu()
+        scores, boxes = self.scores(h).flatten(1), self.boxes(h).flatten(2).mT
+        found = []
+        for score, box in zip(scores, boxes, strict=True):
+            good = torch.where(score > 0)[0]
+            order = score[good].argsort(descending=True)[:5]
+            found.append(box[good][order])
+        return found
+
+
+def test_layers_before_a_choice_that_the_data_makes_are_cut_exactly() -> None:
+    model, x = Detector().eval(), torch.randn(2, 3, 9, 9)
+    graph = depgraph.trace(model, x)
+    assert sorted(group.size for group in graph.prunable) == [8, 12]
+    plan = graph.plan({group.name: range(group.size // 2) for group in graph.prunable})
+    small, expected = plan.apply(model), switched_off(model, plan)
+    for other in (x, torch.randn(3, 3, 8, 11)):
+        for found, wanted in zip(small(other), expected(other), strict=True):
+            assert found.shape == wanted.shape
+            assert torch.allclose(found, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize(("along", "free"), [("rows", True), ("entries", False)])
+def test_what_a_mask_picks_from_stays_whole_along_the_mask_alone(along: str, free: bool) -> None:
+    class Picks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(8, 16), nn.Linear(16, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.first(x)
+            y: Tensor = self.second(h[x[:, 0] > 0]) if along == "rows" else h[h > 0]
+            return y
+
+    graph = depgraph.trace(Picks(), torch.randn(6, 8))
+    assert [group.size for group in graph.prunable] == ([16] if free else [])
+    reasons = [str(group.frozen) for group in graph.groups]
+    assert free or any("picks entries of it" in reason for reason in reasons)
+
+
+def test_a_value_of_what_the_data_picked_is_not_known() -> None:
+    model = Net(lambda net, x: x[x[:, 0] > 0] * int(torch.ones_like(x[x[:, 0] > 0]).sum()))
+    with pytest.raises(depgraph.DepgraphError, match=r"test_values.py, line \d+"):
+        depgraph.trace(model, torch.randn(4, 8))
+
+
 class Masked(nn.Module):
     """Does something else to its hidden units under a mask that leaves something out."""
 
