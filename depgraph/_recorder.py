@@ -291,7 +291,7 @@ class Recorder(ProxyTorchDispatchMode):
                 self._note_read(tensor, answer, where)
             return answer
         if not tells_truth(func, args):
-            raise UnknownValue
+            raise UnknownValue(f"{func} asks for a value that is not known")
         where = source_stack(self.below)
         if where not in self._answers:
             raise UnknownTruth(where)
