@@ -49,7 +49,7 @@ from depgraph._values import (
     tells_how,
     tells_truth,
 )
-from depgraph._watch import can_be_watched, plain_call, watched
+from depgraph._watch import can_be_watched, plain_call, thought_on, watched
 
 _NONE: Mapping[Any, bool] = {}
 _NO_TURNS: Mapping[Any, int] = {}
@@ -199,6 +199,7 @@ class Recorder(ProxyTorchDispatchMode):
                 stack.callback(handle.remove)
             self.repeats = Repeats(self, model, modules) if alike else None
             stack.enter_context(watched(self.repeats or self, rest))
+            stack.enter_context(thought_on(self._device))
             stack.enter_context(enable_python_dispatcher())
             stack.enter_context(self)
             yield

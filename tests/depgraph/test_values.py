@@ -42,6 +42,15 @@ def check_half(model: nn.Module, inputs: tuple[Any, ...], others: tuple[Any, ...
             small(*others)
 
 
+def test_a_forward_is_traced_as_it_runs_on_the_models_device() -> None:
+    def before(net: Any, x: Tensor) -> Tensor:
+        counts = x.argmax(-1).float() if x.device.type == "cpu" else x.argmax(-1).int()
+        assert str(x.device) == str(net.first.weight.device) == "cpu"
+        return x * torch.histc(counts, 8, 0, 7)
+
+    check_half(Net(before), (torch.randn(2, 8),))
+
+
 LITERALS: tuple[Callable[..., Tensor], ...] = (
     lambda net, x: x - torch.tensor([0.5] * 8, device=x.device),
     lambda net, x: x - torch.tensor(0.5, device=x.device),
