@@ -63,8 +63,8 @@ class RawRecorder(ModuleRecorder):
         """Arithmetic on symbols is no node: an expression says where a size is from."""
         return func(*args, **kwargs)
 
-    def _note_read(self, tensor: Any, answer: Any) -> None:
-        super()._note_read(tensor, answer)
+    def _note_read(self, tensor: Any, answer: Any, where: tuple[str, ...] = ()) -> None:
+        super()._note_read(tensor, answer, where)
         found = self.values.of(self.node(tensor)) if isinstance(tensor, Tensor) else None
         for node in found[1] if found is not None else ():
             _pin_all(node)

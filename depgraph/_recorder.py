@@ -11,6 +11,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from types import FrameType
 from typing import Any
 
 import torch
@@ -48,9 +49,10 @@ from depgraph._values import (
     tells_how,
     tells_truth,
 )
-from depgraph._watch import can_be_watched, plain_call, watched
+from depgraph._watch import can_be_watched, plain_call, thought_on, watched
 
 _NONE: Mapping[Any, bool] = {}
+_NO_TURNS: Mapping[Any, int] = {}
 _HINTS = {torch.ops.aten.repeat_interleave.self_int: "output_size"}
 """Arguments that only repeat what follows from the others, and that a cut would make wrong."""
 
@@ -105,7 +107,9 @@ class Recorder(ProxyTorchDispatchMode):
 
     # torch admits only its own proxy mode to the PreDispatch key; all of its behaviour is replaced.
 
-    def __init__(self, answers: Mapping[Any, bool] = _NONE) -> None:
+    def __init__(
+        self, answers: Mapping[Any, bool] = _NONE, turned: Mapping[Any, int] = _NO_TURNS
+    ) -> None:
         super().__init__(PythonKeyTracer(), "real", pre_dispatch=True)
         self.make = NodeMaker()
         self.graph = self.make.graph
@@ -118,8 +122,11 @@ class Recorder(ProxyTorchDispatchMode):
         self._made: dict[int, fx.Node] = {}
         self.values = Values(self.nodes, self.number)
         self.reads: list[Read] = []
+        self.assumed: set[fx.Node] = set()  # of which values that cannot be known say the shape
         self.read_from: list[frozenset[fx.Node]] = []
         self._answers = answers  # to what cannot be known, by where it is asked
+        self._turned = dict(turned)  # how often to say the reverse of what is known, by where
+        self.below: FrameType | None = None  # which frame calls the model
         self._alive: list[Any] = []  # an id must not be given to a second tensor
         self._stand_ins: dict[int, Tensor] = {}
         self._given: dict[int, Tensor] = {}
@@ -192,6 +199,7 @@ class Recorder(ProxyTorchDispatchMode):
                 stack.callback(handle.remove)
             self.repeats = Repeats(self, model, modules) if alike else None
             stack.enter_context(watched(self.repeats or self, rest))
+            stack.enter_context(thought_on(self._device))
             stack.enter_context(enable_python_dispatcher())
             stack.enter_context(self)
             yield
@@ -250,13 +258,18 @@ class Recorder(ProxyTorchDispatchMode):
         node_args = self._map(args, self.node)
         node_kwargs = self._map_values(kwargs, self.node)
         node_kwargs.pop(_HINTS.get(func, ""), None)
-        result = self._result(func, args, kwargs)
+        result, assumed = self._result(func, args, kwargs)
         if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(result)):
             return result
         node = self.make.call(func, node_args, node_kwargs)
         node.meta["source"] = source_line()
         node.meta["grad"] = torch.is_grad_enabled()
         self._note(node, result)
+        if assumed:
+            self.assumed.add(node)
+            self.read_from.append(frozenset(self.inputs))
+        if assumed or not self.values.unsure.isdisjoint(node.all_input_nodes):
+            self.values.unsure.add(node)
         if func._schema.is_mutable:
             self.values.wrote()
         if isinstance(result, (tuple, list)):
@@ -271,12 +284,16 @@ class Recorder(ProxyTorchDispatchMode):
         if None not in found:
             values = iter(found)
             answer = func(*(next(values) if isinstance(x, Tensor) else x for x in args), **kwargs)
+            where = source_stack(self.below) if tells_truth(func, args) else ()
+            if self._turned.get(where):
+                self._turned[where] -= 1
+                answer = not answer
             for tensor in args:
-                self._note_read(tensor, answer)
+                self._note_read(tensor, answer, where)
             return answer
         if not tells_truth(func, args):
-            raise UnknownValue
-        where = source_stack()
+            raise UnknownValue(f"{func} asks for a value that is not known")
+        where = source_stack(self.below)
         if where not in self._answers:
             raise UnknownTruth(where)
         self.read_from.append(frozenset(self.inputs))
@@ -301,7 +318,7 @@ class Recorder(ProxyTorchDispatchMode):
         found = self.values.of(self.node(tensor))
         return None if found is None else found[0]
 
-    def _note_read(self, tensor: Any, answer: Any) -> None:
+    def _note_read(self, tensor: Any, answer: Any, where: tuple[str, ...] = ()) -> None:
         found = self.values.of(self.node(tensor)) if isinstance(tensor, Tensor) else None
         if found is None or not tensor.is_meta:
             return
@@ -310,28 +327,36 @@ class Recorder(ProxyTorchDispatchMode):
         if given:
             inputs = frozenset(given).intersection(self.inputs)
             buffers = frozenset(given).difference(inputs)
-            read = Read(self.node(tensor), answer, self.current, source_line(), inputs, buffers)
-            self.reads.append(read)
+            node, line = self.node(tensor), source_line()
+            self.reads.append(Read(node, answer, self.current, line, inputs, buffers, where))
 
-    def _result(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        """What an op gives on meta, its shape computed from values where it follows from them."""
-        by_values = decides_by_values(func) and deciding(func, args, kwargs)
+    def _result(self, func: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, bool]:
+        """What an op gives on meta, and whether its shape had to be assumed.
+
+        A shape that follows from values is computed from these where they are known. Else all are
+        taken to be picked: how many are is no dimension that could be cut.
+        """
         try:
-            return self._run(func, self._map(args, to_meta), self._map_values(kwargs, to_meta))
+            on_shapes = (self._map(args, to_meta), self._map_values(kwargs, to_meta))
+            return self._run(func, *on_shapes), False
         except (RuntimeError, NotImplementedError):
-            if not by_values or any(self._value(x) is None for x in by_values):
+            if not decides_by_values(func):
                 raise
-        for tensor in by_values:
+        decisive = deciding(func, args, kwargs)
+        assumed = any(self._value(x) is None for x in decisive)
+        for tensor in () if assumed else decisive:
             self._note_read(tensor, self._value(tensor))
+        if assumed and func._opname == "nms":
+            return args[0].new_empty(len(args[0]), dtype=torch.long), True
 
         def real(value: Any) -> Any:
             if isinstance(value, Tensor):
                 known = self._value(value)
-                return torch.zeros_like(value, device=CPU) if known is None else known
+                return torch.ones_like(value, device=CPU) if known is None else known
             return CPU if isinstance(value, torch.device) else value
 
         result = func(*self._map(args, real), **self._map_values(kwargs, real))
-        return mapped(result, to_meta)
+        return mapped(result, to_meta), assumed
 
     def _map_values(self, kwargs: dict[str, Any], function: Callable[[Any], Any]) -> dict[str, Any]:
         return {name: self._map(value, function) for name, value in kwargs.items()}

@@ -342,8 +342,21 @@ class Slicer:
     def generated(self, name: str) -> type[nn.Module]:
         """The class of a module with its forward generated for the plan."""
         module = self.modules[name]
+        self._check_picks(name)
         tensors = self.own_tensors(module, recurse=True)
         return self._rewriter.rewritten(module, self.calls[name][0], tensors)
+
+    def _check_picks(self, name: str) -> None:
+        """Refuse to rewrite a forward whose trace had to assume how many entries it picks."""
+        traced = self.graph.traced
+        found = [node for node in traced.assumed if traced.owner.get(node, "") == name]
+        if found:
+            where = f"module '{name}'" if name else "the model"
+            raise DepgraphError(
+                f"{where} ({type(self.modules[name]).__name__}) picks as many entries as the data "
+                f"says ({found[0].meta['source']}), so that its forward cannot be rewritten for "
+                "other sizes; prune its parts by themselves"
+            )
 
 
 def _likeliest(options: dict[tuple[Any, ...], list[int]]) -> dict[tuple[Any, ...], int]:

@@ -22,11 +22,11 @@ def source_line() -> str:
     return ""
 
 
-def source_stack() -> tuple[str, ...]:
-    """Every line of such code that is running, innermost first."""
+def source_stack(below: FrameType | None = None) -> tuple[str, ...]:
+    """Every line of such code that is running below a frame, innermost first."""
     frame: FrameType | None = sys._getframe(1)
     found = []
-    while frame is not None:
+    while frame is not None and frame is not below:
         if is_foreign(frame):
             found.append(f"{frame.f_code.co_filename}, line {frame.f_lineno}")
         frame = frame.f_back

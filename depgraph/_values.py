@@ -57,6 +57,8 @@ class Read:
         The line of code that asked.
     inputs, buffers : frozenset of fx.Node
         Inputs of the model, and its buffers, that the answer follows from.
+    where : tuple of str
+        The lines that led to a question of true or false, innermost first; none for a number.
     """
 
     node: fx.Node
@@ -65,6 +67,7 @@ class Read:
     source: str
     inputs: frozenset[fx.Node]
     buffers: frozenset[fx.Node] = frozenset()
+    where: tuple[str, ...] = ()
 
 
 class Values:
@@ -84,6 +87,7 @@ class Values:
         self._leaves: dict[fx.Node, Tensor] = {}
         self._found: dict[fx.Node, tuple[Tensor, frozenset[fx.Node]]] = {}
         self._writing = False
+        self.unsure: set[fx.Node] = set()  # not even their shapes are known
 
     def know(self, node: fx.Node, tensor: Tensor) -> None:
         """A placeholder or an unregistered tensor has this value, if it has any."""
@@ -107,7 +111,8 @@ class Values:
     def _steps(self, node: fx.Node) -> list[fx.Node] | None:
         """The nodes that a value follows from, in order, with what wrote to their memory."""
         needed = self._needed_with_writes(node) if self._writing else _needed(node)
-        if not all(map(self._is_known, needed)):
+        shapes = {x for step in needed for x in step.all_input_nodes}
+        if not all(map(self._is_known, needed)) or not self.unsure.isdisjoint(needed | shapes):
             return None
         return [step for step in self._nodes if step in needed]
 
@@ -213,12 +218,15 @@ def tells_truth(func: Any, args: Sequence[Any]) -> bool:
 
 def decides_by_values(func: Any) -> bool:
     """Whether the shape of an op's result may follow from the values of its operands."""
-    return torch.Tag.dynamic_output_shape in getattr(func, "tags", ()) or func in _BY_VALUES
+    tagged = torch.Tag.dynamic_output_shape in getattr(func, "tags", ())
+    return tagged or func in _BY_VALUES or func._opname == "nms"
 
 
 _BY_VALUES = {
     torch.ops.aten.repeat_interleave.self_Tensor,
     torch.ops.aten.tensor_split.tensor_indices_or_sections,
+    torch.ops.aten.where.default,
+    torch.ops.aten.nonzero_numpy.default,
 }
 """Ops that torch does not tag so."""
 

@@ -6,6 +6,7 @@ the calls of watched modules over, and treats all others, of other threads too, 
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+
+from depgraph._source import is_foreign
 
 
 class Watcher(Protocol):
@@ -34,6 +37,9 @@ _depth = 0
 _plain: dict[str, Any] = {}
 """What is done to calls and attributes of modules when no one watches."""
 _plain_index: Any = torch._C.TensorBase.__getitem__
+_plain_device: Any = torch._C.TensorBase.device
+_here = threading.local()
+"""Has the device that the forward thinks it runs on, in a thread that records one."""
 
 
 def plain_call(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -76,6 +82,25 @@ def _index(tensor: Tensor, places: Any) -> Any:
     return _plain_index(tensor, places)
 
 
+def _device(tensor: Tensor) -> torch.device:
+    """Where code other than torch's thinks that a tensor is: it may do other things elsewhere."""
+    device: torch.device = _plain_device.__get__(tensor)
+    here: torch.device | None = getattr(_here, "device", None)
+    told = device.type == "meta" and here is not None and is_foreign(sys._getframe(1))
+    return here if told and here is not None else device
+
+
+@contextmanager
+def thought_on(device: torch.device) -> Iterator[None]:
+    """Let code of this thread take tensors without data for tensors on a device."""
+    before = getattr(_here, "device", None)
+    _here.device = device
+    try:
+        yield
+    finally:
+        _here.device = before
+
+
 def can_be_watched(module: nn.Module, with_hooks: bool = False) -> bool:
     """Whether the recorder sees what the module's forward is given and gives by its call alone."""
     hooks = (module._forward_hooks, module._forward_pre_hooks)
@@ -94,6 +119,7 @@ def ready_to_watch() -> Iterator[None]:
             _patch(_WATCHING)
             nn.Module.training = property(_mode, _set_mode)  # type: ignore[assignment]
             Tensor.__getitem__ = _index  # type: ignore[assignment, method-assign]
+            Tensor.device = property(_device)  # type: ignore[assignment]
     try:
         yield
     finally:
@@ -103,6 +129,7 @@ def ready_to_watch() -> Iterator[None]:
                 _patch(_plain)
                 del nn.Module.training
                 del Tensor.__getitem__
+                del Tensor.device
 
 
 @contextmanager

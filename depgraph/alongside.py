@@ -7,13 +7,16 @@ the first one; what they alone hold stays as it is.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from torch import nn
 
 from depgraph._couplings import couples_alike
 from depgraph._modules import structural_copy
+from depgraph._recorder import Recorder
 from depgraph.axes import Atom, axis_atoms
 from depgraph.propagate import Propagation
 from depgraph.trace import Trace, TraceError, trace_forward
@@ -51,8 +54,40 @@ def other_modes(model: nn.Module, traced: Trace) -> tuple[Trace, ...]:
     return tuple(found)
 
 
+def other_branches(model: nn.Module, traced: Trace) -> tuple[Trace, ...]:
+    """Traces of a model where what it asks of its inputs is answered the other way.
+
+    A mask of ones may be skipped, and another one not: what the model does with it then has to fit
+    a cut as well.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Stays as it is.
+    traced : Trace
+        Of it.
+
+    Returns
+    -------
+    tuple of Trace
+        One for each line of code that asks; none where the model does not run then, as after a
+        check that fails.
+    """
+    asked = Counter(read.where for read in traced.reads if read.where and read.inputs)
+    found = []
+    args, kwargs = traced.example
+    for where, times in asked.items():
+        try:
+            found.append(
+                trace_forward(model, args, kwargs, partial(Recorder, turned={where: times}))
+            )
+        except TraceError:
+            continue
+    return tuple(found)
+
+
 def walk(
-    traced: Trace, others: Sequence[Trace] = ()
+    traced: Trace, others: Sequence[Trace] = (), branches: Sequence[Trace] = ()
 ) -> tuple[tuple[Propagation, ...], tuple[Propagation, ...]]:
     """The walk over a trace, and over all that runs besides, in terms of the same atoms.
 
@@ -61,25 +96,29 @@ def walk(
     traced : Trace
     others : sequence of Trace
         Of the same model, in other modes.
+    branches : sequence of Trace
+        See `other_branches`.
 
     Returns
     -------
     in_modes : tuple of Propagation
         That of the trace, and one for each of the others.
     aside : tuple of Propagation
-        Of the forwards with the ops whose results nobody reads, where there are some.
+        Of the branches, and of the forwards with the ops whose results nobody reads, where there
+        are some.
     """
-    called = {call.name for trace in (traced, *others) for call in trace.calls}
+    called = {call.name for trace in (traced, *others, *branches) for call in trace.calls}
     p = Propagation(traced, called=called)
     p.run()
     in_modes = (p, *(_walk_again(p, trace, Propagation) for trace in others))
     complete = [q.trace.complete for q in in_modes if q.trace.complete is not None]
     aside = tuple(_walk_again(p, trace, _Unread) for trace in complete)
-    for q in in_modes:
+    turned = tuple(_walk_again(p, trace, Propagation) for trace in branches)
+    for q in (*in_modes, *turned):
         freeze_normalised_weights(q)
         freeze_mixed_sums(q)
     _freeze_unread(p)
-    return in_modes, aside
+    return in_modes, (*turned, *aside)
 
 
 class _Unread(Propagation):

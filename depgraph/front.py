@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from depgraph._collection import collection_paused
-from depgraph.alongside import other_modes
+from depgraph.alongside import other_branches, other_modes
 from depgraph.errors import DepgraphError
 from depgraph.graph import DependencyGraph
 from depgraph.trace import Trace, trace_forward
@@ -67,7 +67,8 @@ def trace(model: nn.Module, example_inputs: Any) -> DependencyGraph:
         args = (example_inputs,)
     _check(model, args, kwargs)
     traced = trace_with_visible_batch(model, args, kwargs)
-    return DependencyGraph(traced, other_modes(model, traced))
+    modes, branches = other_modes(model, traced), other_branches(model, traced)
+    return DependencyGraph(traced, modes, branches)
 
 
 def _check(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -47,9 +47,11 @@ class DependencyGraph:
     """
 
     @collection_paused()
-    def __init__(self, traced: Trace, others: Sequence[Trace] = ()) -> None:
+    def __init__(
+        self, traced: Trace, others: Sequence[Trace] = (), branches: Sequence[Trace] = ()
+    ) -> None:
         self.traced = traced
-        self.in_modes, self._aside = walk(traced, others)
+        self.in_modes, self._aside = walk(traced, others, branches)
         self.propagation = self.in_modes[0]
         self.groups: tuple[Group, ...] = find_groups(self.propagation)
         self._dead: dict[frozenset[Atom], dict[Propagation, Dead]] = {}

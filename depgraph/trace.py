@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import dis
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -44,7 +45,8 @@ class Trace:
     that is a graph of its own, without calls.
     ``reads`` are the values that it took from the example, in order; ``modes_read`` says which
     modules asked for the mode of which; ``held`` where a module holds a constant unregistered: the
-    module's name, the attribute, and places in the containers that the attribute is.
+    module's name, the attribute, and places in the containers that the attribute is; ``assumed``
+    are the nodes that pick as many entries as values say that differ from call to call, here all.
     """
 
     nodes: tuple[fx.Node, ...]
@@ -63,6 +65,7 @@ class Trace:
     reads: tuple[Read, ...] = ()
     modes_read: frozenset[tuple[str, str]] = frozenset()
     held: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    assumed: frozenset[fx.Node] = frozenset()
 
     @cached_property
     def asking(self) -> frozenset[fx.Node]:
@@ -173,6 +176,7 @@ def _traced(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], mak
         reads=tuple(recorder.reads),
         modes_read=frozenset(recorder.modes_read),
         held=recorder.held,
+        assumed=frozenset(recorder.assumed),
     )
     return traced if recorder.unread is None else _completed(traced, recorder.unread)
 
@@ -282,13 +286,15 @@ def _recorded(
     _put_on_meta(model, recorder)
     meta_args, meta_kwargs = pytree.tree_map_only(Tensor, recorder.input, (args, kwargs))
     entries = filling(model)
+    recorder.below = sys._getframe()
     try:
         with recorder.watch(model, alike), caches_bypassed(model), sight(recorder):
             output = model(*meta_args, **meta_kwargs)
     except _FORWARD_ERRORS as error:
         where = f"in module '{recorder.current}'" if recorder.current else "in the model"
-        text = _on_data(recorder.running, _source_line(error)) or (
-            f"{_first_line(error)}{_source_line(error)}; check the example inputs"
+        line = _source_line(error)
+        text = _on_data(recorder.running, line, error) + _way(model, recorder, error) or (
+            f"{_first_line(error)}{line}; check the example inputs"
         )
         raise TraceError(
             recorder.current,
@@ -321,16 +327,30 @@ _FORWARD_ERRORS = (
 )
 
 
-def _on_data(op: Any, line: str) -> str:
+def _on_data(op: Any, line: str, error: BaseException) -> str:
     """What is wrong where an op looks at the values of a tensor; nothing for other ops."""
-    tags = getattr(op, "tags", ())
-    if reads_values(op):
+    if isinstance(error, UnknownValue) or reads_values(op):
         does, way = "reads the value of a tensor", "a branch on it with torch.where"
-    elif torch.Tag.dynamic_output_shape in tags:
+    elif torch.Tag.dynamic_output_shape in getattr(op, "tags", ()):
         does, way = "gives a shape that depends on the data", "it with a mask of fixed shape"
     else:
         return ""
     return f"{op.namespace}.{op._opname}{line} {does}; replace {way}"
+
+
+def _way(model: nn.Module, recorder: Recorder, error: BaseException) -> str:
+    """What else to do about code that is not the caller's own."""
+    if not isinstance(error, UnknownValue):
+        return ""
+    if hasattr(model, "set_experts_implementation") and "experts" in recorder.current:
+        return ", or call model.set_experts_implementation('batched_mm') before"
+    done = [call.name for call in recorder.calls if call.name and call.depth == 1]
+    parts = [
+        name
+        for name in dict.fromkeys(done)
+        if next(model.get_submodule(name).parameters(), None) is not None
+    ]
+    return f", or trace the parts before it by themselves: {', '.join(parts)}" if parts else ""
 
 
 def _first_line(error: BaseException) -> str:
@@ -339,13 +359,16 @@ def _first_line(error: BaseException) -> str:
 
 
 def _source_line(error: BaseException) -> str:
-    """Where in the model's own code the error arose, for the message."""
-    where, at = "", error.__traceback__
+    """Where in the model's own code the error arose, and in what that calls, for the message."""
+    own, inner, at = "", "", error.__traceback__
     while at is not None:
         if is_foreign(at.tb_frame):
-            where = f" ({place(at.tb_frame, at.tb_lineno)})"
+            inner = place(at.tb_frame, at.tb_lineno)
+            if isinstance(at.tb_frame.f_locals.get("self"), nn.Module):
+                own = inner
         at = at.tb_next
-    return where
+    both = [own, inner] if own and own != inner else [inner] if inner else []
+    return f" ({' by '.join(both)})" if both else ""
 
 
 def _put_on_meta(model: nn.Module, recorder: Recorder) -> None:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from depgraph import DepgraphError, Plan, trace
+from depgraph._converted import as_named_by
 from depgraph.checkpoint import PIECE_BYTES, Checkpoint
 from depgraph.files import replacing
 from depgraph.sharded import ShardedSlicer, stored_names
@@ -96,7 +97,8 @@ def prune_checkpoint(
     example_inputs : Tensor, tuple of Tensors, or mapping of str to Tensor
         See `depgraph.trace`.
     checkpoint : path
-        Directory of safetensors, in shards or whole.
+        Directory of safetensors, in shards or whole. For a model of transformers the names may be
+        those that the library writes, which it renames and merges when it loads.
     out : path
         Directory that `depgraph.load` reads, with a shard for each shard. Half-done work is kept
         beside it, in ``.<name>.partial``.
@@ -134,7 +136,8 @@ def prune_checkpoint(
         )
     out = Path(out)
     check_place(out)
-    source, cap, told = Checkpoint(checkpoint), MemoryCap(max_memory), progress or _silent
+    source = as_named_by(model, Checkpoint(checkpoint))
+    cap, told = MemoryCap(max_memory), progress or _silent
     if out.resolve() == source.directory.resolve():
         raise DepgraphError(f"'{out}' is the checkpoint itself; choose another directory")
     stored = stored_names(model, source)

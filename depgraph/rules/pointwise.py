@@ -6,6 +6,7 @@ from torch import fx
 
 from depgraph.propagate import Axes, Propagation, arguments, lost, op_name, rule
 from depgraph.rules._broadcast import broadcast
+from depgraph.rules.select import places
 from depgraph.trace import shape
 
 _DROPOUTS = ("aten.dropout", "aten.alpha_dropout", "aten.feature_dropout")
@@ -67,8 +68,10 @@ def drops_nothing(node: fx.Node) -> bool:
     "aten.isclose",
     needs_units=lost,
 )
-def pointwise(p: Propagation, node: fx.Node) -> Axes:
-    """All operands broadcast against each other."""
+def pointwise(p: Propagation, node: fx.Node) -> Axes | list[Axes]:
+    """All operands broadcast against each other; ``where`` of a condition alone finds places."""
+    if isinstance(node.meta["val"], (tuple, list)):
+        return places(p, node)
     return broadcast(p, node, [(x, len(shape(x))) for x in node.all_input_nodes])
 
 

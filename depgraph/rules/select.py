@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 
+import torch
 from torch import fx
 
 from depgraph.axes import Axis, axis_size
@@ -153,6 +154,8 @@ def index(p: Propagation, node: fx.Node) -> Axes:
     """``x[i, j, :]`` with tensors of indices: what they index stays whole."""
     a = arguments(node)
     x, indices = a["self"], list(a["indices"])
+    if any(item is not None and item.meta["val"].dtype in _MASKS for item in indices):
+        return _picked(p, node, x, indices)
     places = [dim for dim, item in enumerate(indices) if item is not None]
     p.freeze(x, f"{p.label(node)} looks entries up in it", places)
     lookup = broadcast(p, node, [(indices[dim], len(shape(indices[dim]))) for dim in places])
@@ -161,6 +164,40 @@ def index(p: Propagation, node: fx.Node) -> Axes:
     together = places == list(range(places[0], places[-1] + 1))
     first = places[0] if together else 0
     return [*rest[:first], *lookup, *rest[first:]]
+
+
+_MASKS = (torch.bool, torch.uint8)
+
+
+def _picked(p: Propagation, node: fx.Node, x: fx.Node, indices: list[fx.Node | None]) -> Axes:
+    """``x[mask]``: a mask tells the entries of all dimensions apart that it lies along."""
+    reason = f"{p.label(node)} picks entries of it"
+    covered: list[int] = []
+    at = 0
+    for item in indices:
+        ranks = len(shape(item)) if item is not None and item.meta["val"].dtype in _MASKS else 1
+        covered.extend(range(at, at + ranks) if item is not None else ())
+        at += ranks
+    p.freeze(x, reason, covered)
+    for item in indices:
+        p.freeze(item, reason)
+    rest = [axis for dim, axis in enumerate(p.axes(x)) if dim not in covered]
+    together = covered == list(range(covered[0], covered[-1] + 1))
+    first = covered[0] if together else 0
+    count = len(shape(node)) - len(rest)
+    found = [p.algebra.new(size, reason) for size in shape(node)[first : first + count]]
+    return [*rest[:first], *found, *rest[first:]]
+
+
+@rule("aten.nonzero", "aten.nonzero_numpy", "aten.argwhere", needs_units=lost)
+def places(p: Propagation, node: fx.Node) -> Axes | list[Axes]:
+    """Where a condition holds, as indices."""
+    reason = f"positions found by {p.label(node)}"
+    p.freeze(node.all_input_nodes[0], reason)
+    values = node.meta["val"]
+    if not isinstance(values, (tuple, list)):
+        return p.new(node, reason)
+    return [[p.algebra.new(int(size), reason) for size in value.shape] for value in values]
 
 
 @rule("aten.index_select", needs_units=lost)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import Any
 
 import pytest
@@ -81,16 +80,6 @@ def test_a_branch_on_data_is_refused() -> None:
     said = r"is_nonzero \(test_trace.py, line \d+\) reads the value of a tensor"
     with pytest.raises(depgraph.DepgraphError, match=said):
         depgraph.trace(Branch(), torch.randn(2, 3))
-
-
-def test_a_shape_that_depends_on_the_data_is_refused_with_the_op_the_line_and_the_module() -> None:
-    class Picks(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x[x > 0]
-
-    said = r"in module 'picks'.* aten.index \(test_trace.py, line \d+\) gives a shape that"
-    with pytest.raises(depgraph.DepgraphError, match=said):
-        depgraph.trace(nn.Sequential(OrderedDict(picks=Picks())), torch.randn(2, 3))
 
 
 def test_a_tensor_that_is_moved_to_the_inputs_device_stays_a_constant() -> None:

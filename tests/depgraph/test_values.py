@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import depgraph
 from tests.interpret import masked_outputs
-from tests.reference import relative_difference
+from tests.reference import relative_difference, switched_off
 
 
 class Net(nn.Module):
@@ -40,6 +40,15 @@ def check_half(model: nn.Module, inputs: tuple[Any, ...], others: tuple[Any, ...
         assert torch.equal(again(*inputs), small(*inputs))
         if others:
             small(*others)
+
+
+def test_a_forward_is_traced_as_it_runs_on_the_models_device() -> None:
+    def before(net: Any, x: Tensor) -> Tensor:
+        counts = x.argmax(-1).float() if x.device.type == "cpu" else x.argmax(-1).int()
+        assert str(x.device) == str(net.first.weight.device) == "cpu"
+        return x * torch.histc(counts, 8, 0, 7)
+
+    check_half(Net(before), (torch.randn(2, 8),))
 
 
 LITERALS: tuple[Callable[..., Tensor], ...] = (
@@ -167,3 +176,105 @@ def test_a_branch_on_activations_is_refused_by_the_models_own_line() -> None:
     model = Net(lambda net, x: x if x.sum() > 0 else x.flip(0))
     with pytest.raises(depgraph.DepgraphError, match=r"test_values.py, line \d+.*torch.where"):
         depgraph.trace(model, torch.randn(2, 8))
+
+
+class Detector(nn.Module):
+    """Picks what scores best, as detectors do, after layers on images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.neck = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 12, 3)
+        self.scores, self.boxes = nn.Conv2d(12, 1, 1), nn.Conv2d(12, 4, 1)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        h = self.neck(self.stem(x).relu()).relu()
+        scores, boxes = self.scores(h).flatten(1), self.boxes(h).flatten(2).mT
+        found = []
+        for score, box in zip(scores, boxes, strict=True):
+            good = torch.where(score > 0)[0]
+            order = score[good].argsort(descending=True)[:5]
+            found.append(box[good][order])
+        return found
+
+
+def test_layers_before_a_choice_that_the_data_makes_are_cut_exactly() -> None:
+    model, x = Detector().eval(), torch.randn(2, 3, 9, 9)
+    graph = depgraph.trace(model, x)
+    assert sorted(group.size for group in graph.prunable) == [8, 12]
+    plan = graph.plan({group.name: range(group.size // 2) for group in graph.prunable})
+    small, expected = plan.apply(model), switched_off(model, plan)
+    for other in (x, torch.randn(3, 3, 8, 11)):
+        for found, wanted in zip(small(other), expected(other), strict=True):
+            assert found.shape == wanted.shape
+            assert torch.allclose(found, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize(("along", "free"), [("rows", True), ("entries", False)])
+def test_what_a_mask_picks_from_stays_whole_along_the_mask_alone(along: str, free: bool) -> None:
+    class Picks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(8, 16), nn.Linear(16, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.first(x)
+            y: Tensor = self.second(h[x[:, 0] > 0]) if along == "rows" else h[h > 0]
+            return y
+
+    graph = depgraph.trace(Picks(), torch.randn(6, 8))
+    assert [group.size for group in graph.prunable] == ([16] if free else [])
+    reasons = [str(group.frozen) for group in graph.groups]
+    assert free or any("picks entries of it" in reason for reason in reasons)
+
+
+def test_a_value_of_what_the_data_picked_is_not_known() -> None:
+    model = Net(lambda net, x: x[x[:, 0] > 0] * int(torch.ones_like(x[x[:, 0] > 0]).sum()))
+    with pytest.raises(depgraph.DepgraphError, match=r"test_values.py, line \d+"):
+        depgraph.trace(model, torch.randn(4, 8))
+
+
+class Masked(nn.Module):
+    """Does something else to its hidden units under a mask that leaves something out."""
+
+    def __init__(self, beyond: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.beyond = beyond
+        self.first, self.second = nn.Linear(8, 16), nn.Linear(16, 3)
+        self.third = nn.Linear(16, 16)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        h = self.first(x).relu()
+        if not mask.all():
+            h = self.beyond(self, h) * mask[:, None]
+        y: Tensor = self.second(h)
+        return y
+
+
+BEYOND: tuple[tuple[Callable[..., Tensor], bool], ...] = (
+    (lambda net, h: h, True),
+    (lambda net, h: net.third(h), True),
+    (lambda net, h: h - h.mean(-1, keepdim=True) ** 2, False),
+    (lambda net, h: h.cumsum(-1), False),
+)
+
+
+@pytest.mark.parametrize(("beyond", "free"), BEYOND)
+def test_the_branch_that_another_mask_takes_fits_a_cut_too(
+    beyond: Callable[..., Tensor], free: bool
+) -> None:
+    model, x, ones = Masked(beyond).eval(), torch.randn(4, 8), torch.ones(4).long()
+    graph = depgraph.trace(model, (x, ones))
+    assert bool(graph.prunable) == free
+    plan = graph.plan({group.name: range(group.size // 2) for group in graph.prunable})
+    small, expected = plan.apply(model), switched_off(model, plan)
+    for mask in (ones, torch.tensor([1, 0, 1, 1])):
+        assert relative_difference(small(x, mask), expected(x, mask)) < 1e-5
+
+
+def test_a_loop_on_a_mask_ends() -> None:
+    def before(net: Any, x: Tensor, mask: Tensor) -> Tensor:
+        while mask.any():
+            x, mask = x + 1, mask[1:] * 0
+        return x
+
+    check_half(Net(before), (torch.randn(6, 8), torch.ones(6).long()))

@@ -208,6 +208,48 @@ def test_a_language_model_is_recognised_by_its_config(tmp_path: Path) -> None:
     assert small.config is small.model.config
 
 
+_WIDTHS = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
+_TEXT = {**_WIDTHS, "vocab_size": 20, "num_key_value_heads": 2, "use_cache": False}
+_EXPERTS = {"num_local_experts": 3, "num_experts_per_tok": 2}
+
+
+@pytest.mark.parametrize("shard_bytes", ["8KB", "1GB"])
+@pytest.mark.parametrize(
+    ("name", "config", "options"),
+    [
+        ("ViTForImageClassification", "ViTConfig", {**_WIDTHS, "image_size": 16, "patch_size": 8}),
+        ("DINOv3ViTModel", "DINOv3ViTConfig", {**_WIDTHS, "image_size": 16, "patch_size": 8}),
+        ("MixtralForCausalLM", "MixtralConfig", {**_TEXT, **_EXPERTS}),
+    ],
+)
+def test_what_transformers_wrote_under_other_names_is_read(
+    name: str, config: str, options: dict[str, int], shard_bytes: str, tmp_path: Path
+) -> None:
+    """Renamed, and with one tensor for each expert where the model has one for all of them."""
+    hf = pytest.importorskip("transformers", minversion="5.0")
+    getattr(hf, name)(getattr(hf, config)(**options)).save_pretrained(
+        tmp_path / "dense", max_shard_size=shard_bytes
+    )
+    stored = Checkpoint(tmp_path / "dense").tensors
+    model, inputs = load_structure(tmp_path / "dense", None)
+    assert not stored.keys() <= model.state_dict().keys()
+    choices = {"kinds": ["hidden"], "scope": "uniform"}
+    pruners.prune_checkpoint(
+        model, inputs, tmp_path / "dense", tmp_path / "small", "l2", ratio=0.5, **choices
+    )
+    whole = getattr(hf, name).from_pretrained(tmp_path / "dense")
+    expected, _ = pruners.prune(whole, inputs, "l2", 0.5, **choices)
+    found = depgraph.load(tmp_path / "small").state_dict()
+    assert found.keys() == expected.state_dict().keys()
+    for key, tensor in expected.state_dict().items():
+        assert torch.equal(found[key], tensor), key
+
+
 def test_a_checkpoint_of_another_model_names_the_first_tensor(tmp_path: Path) -> None:
     source = in_shards(tiny(), tmp_path / "dense")
     with pytest.raises(depgraph.DepgraphError, match=r"does not fit: .*blocks\.0"):
