@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from math import isclose
 
-import torch
 from torch import Tensor, fx, nn
 
 from depgraph._homogeneous import PASSING, Weights
