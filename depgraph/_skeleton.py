@@ -21,7 +21,7 @@ from depgraph._meta import META
 from depgraph._modules import named_modules, named_tensors, structural_copy
 from depgraph._raw import ModuleRecorder, RawRecorder
 from depgraph._symbols import Symbols, hint
-from depgraph.trace import Trace, TraceError, shape, trace_forward, trace_raw
+from depgraph.trace import Trace, TraceError, shape, trace_with
 
 _KEPT_TRACES = 16
 """Traces that a skeleton remembers, for modules that are alike."""
@@ -38,11 +38,14 @@ class Traced:
     raw : Trace
         The same nodes in the same order; sizes are symbols, unless some code cannot have that.
     symbols : Symbols or None
+    grad : bool or None
+        Whether gradients were enabled, where the forward runs other ops then.
     """
 
     numbers: Trace
     raw: Trace
     symbols: Symbols | None
+    grad: bool | None = None
 
 
 class Skeleton:
@@ -97,7 +100,8 @@ class Skeleton:
             When the forward cannot be traced.
         """
         with self._lock, _disable_current_modes(), _without_global_hooks():
-            key = (given.key, *modes.items(), *types.items())
+            grad = torch.is_grad_enabled()
+            key = (given.key, grad, *modes.items(), *types.items())
             if key[0] is not None and key in self._traces:
                 self._traces.move_to_end(key)
                 return self._traces[key]
@@ -105,7 +109,7 @@ class Skeleton:
                 module.training = modes.get(name, module.training)
             self._retype(types)
             with self._holding(buffers):
-                made = _traced(self.module, given)
+                made = _traced(self.module, given, grad)
             if key[0] is not None and not made.numbers.reads:
                 self._traces[key] = made
                 while len(self._traces) > _KEPT_TRACES:
@@ -166,23 +170,38 @@ def _on_meta(tensor: torch.Tensor, dtype: Any) -> torch.Tensor:
     return made
 
 
-def _traced(module: nn.Module, given: Given) -> Traced:
+def _traced(module: nn.Module, given: Given, grad: bool) -> Traced:
     example = given.example()
-    numbers = trace_forward(module, example.args, example.kwargs, ModuleRecorder)
-    symbols = Symbols()
-    try:
-        with symbols.in_use():
-            raw = _raw(module, given.example(symbols))
-    except TraceError:
-        raw = None  # some code takes numbers only
-    if raw is None or not _agree(numbers, raw):
-        return Traced(numbers, _raw(module, example), None)
-    return Traced(numbers, raw, symbols)
+
+    def numbers(grad: bool) -> Trace:
+        return trace_with(module, example.args, example.kwargs, ModuleRecorder, grad)
+
+    def in_symbols(grad: bool) -> tuple[Trace | None, Symbols]:
+        symbols = Symbols()
+        try:
+            with symbols.in_use():
+                return _raw(module, given.example(symbols), grad), symbols
+        except TraceError:
+            return None, symbols  # some code takes numbers only
+
+    # with gradients and without, so as to tell where the forward turns them on or off itself
+    off = numbers(False)
+    raw, symbols = in_symbols(True)
+    if raw is not None and _agree(off, raw):
+        return Traced(off, raw, symbols)
+    raw = _raw(module, example, True)
+    if _agree(off, raw):
+        return Traced(off, raw, None)
+    only = off if not grad else numbers(True)
+    raw, symbols = in_symbols(grad)
+    if raw is not None and _agree(only, raw):
+        return Traced(only, raw, symbols, grad)
+    return Traced(only, _raw(module, example, grad), None, grad)
 
 
-def _raw(module: nn.Module, example: Example) -> Trace:
+def _raw(module: nn.Module, example: Example, grad: bool) -> Trace:
     make = partial(RawRecorder, known=example.known)
-    return trace_raw(module, example.args, example.kwargs, make)
+    return trace_with(module, example.args, example.kwargs, make, grad)
 
 
 def _agree(numbers: Trace, raw: Trace) -> bool:

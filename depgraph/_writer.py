@@ -72,6 +72,7 @@ class Writer:
         self._raw = traced.raw
         self._number_of = dict(zip(traced.raw.nodes, traced.numbers.nodes, strict=True))
         self._symbols = traced.symbols
+        self._caller = traced.grad
         self._call: ModuleCall = traced.raw.calls_of[""][-1]
         self._p = p
         self._kept = kept
@@ -155,11 +156,17 @@ class Writer:
         """What the forward sets gradients to at an op, whatever the caller has them be."""
         if "grad" not in raw.meta:
             return self._grad
-        return _forced(raw.meta["grad"], self._number_of[raw].meta["grad"])
+        return self._other(raw.meta["grad"], self._number_of[raw].meta["grad"])
 
     def _forced_call(self, call: ModuleCall) -> bool | None:
         place = next(i for i, other in enumerate(self._raw.calls) if other is call)
-        return _forced(call.grad, self._trace.calls[place].grad)
+        return self._other(call.grad, self._trace.calls[place].grad)
+
+    def _other(self, raw: bool, numbers: bool) -> bool | None:
+        """What gradients are set to; None where they are as the caller has them."""
+        if self._caller is not None:
+            return None if raw is self._caller else raw
+        return None if (raw, numbers) == (True, False) else raw
 
     def _set_gradients(self, wanted: bool | None) -> None:
         if wanted is not self._grad:
@@ -381,11 +388,6 @@ _METHODS = frozenset(
     }
 )
 """Ops with sizes among their arguments that tensors have as methods of the same arguments."""
-
-
-def _forced(enabled: bool, disabled: bool) -> bool | None:
-    """What an op runs with, when the caller has gradients enabled and disabled; None: the same."""
-    return None if (enabled, disabled) == (True, False) else enabled
 
 
 def _maker(cls: type, where: str) -> Callable[[dict[str, Any]], Any]:

@@ -232,6 +232,8 @@ class Rewrite:
             [(name, dtype) for name, dtype in types.items() if name in live],
         )
         conditions.values(given, traced.numbers, buffers)
+        if traced.grad is not None:
+            conditions.guards([f"torch.is_grad_enabled() is {traced.grad}"])
         number = len(self._written)
         writer = Writer(self.where, self._signature, traced, p, kept, given, self.cls, number)
         forward = self._compiled(writer.write(), number)

@@ -110,6 +110,7 @@ def shape(node: fx.Node) -> tuple[int, ...]:
 
 
 @collection_paused()
+@torch.no_grad()
 def trace_forward(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], make: Maker = Recorder
 ) -> Trace:
@@ -140,19 +141,19 @@ def trace_forward(
     time is linear in the number of ops, independent of widths. A value that the forward reads of a
     buffer, a mask or an integer input is that of the example (`depgraph._values`).
     """
-    with torch.no_grad():
-        return _traced(model, args, kwargs, make)
+    return _traced(model, args, kwargs, make)
 
 
-def trace_raw(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], make: Maker
+@collection_paused()
+def trace_with(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], make: Maker, grad: bool
 ) -> Trace:
-    """Trace with recorders of another kind, while gradients are enabled.
+    """Trace with recorders of another kind, while gradients are enabled or not.
 
     `trace_forward` says the rest, but that tensors and numbers among the arguments may have
     symbolic sizes (`depgraph._raw`).
     """
-    with collection_paused(), torch.enable_grad():
+    with torch.set_grad_enabled(grad):
         return _traced(model, args, kwargs, make)
 
 
