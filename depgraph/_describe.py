@@ -137,7 +137,8 @@ class _Description:
         if self._ops[1]:
             model = structural_copy(model)
             forget(model, self._ops[1])
-        return held(model)
+        # what a plan says of the cut is in the plan
+        return {k: x for k, x in held(model).items() if not k.startswith("depgraph_plans.")}
 
     def _manifest(self, recipe: Recipe | None, why: str) -> Manifest:
         modes = {name: module.training for name, module in named_modules(self.model).items()}

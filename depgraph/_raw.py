@@ -13,15 +13,33 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from depgraph._calls import plain
+from depgraph._given import Path, leaves_of
 from depgraph._meta import META, creates
 from depgraph._recorder import Recorder
 from depgraph._symbols import hint, pin
 
 
 class ModuleRecorder(Recorder):
-    """A graph of a module that is to be written anew: hooks of its children stay with these."""
+    """A graph of a module that is to be written anew: hooks of its children stay with these.
+
+    Parameters
+    ----------
+    answers : mapping
+        To what cannot be known, by where it is asked.
+    dropped : frozenset of Path
+        Parts of the module's output that the model does not read.
+    """
 
     encloses_hooks = True
+
+    def __init__(self, answers: Mapping[Any, bool], dropped: frozenset[Path] = frozenset()) -> None:
+        super().__init__(answers)
+        self._dropped = dropped
+
+    def results(self, output: Any) -> list[Any]:
+        """What of an output the model reads."""
+        return [leaf for path, leaf in leaves_of(plain(output)) if path not in self._dropped]
 
     def with_unread(self) -> None:
         """What nobody reads is not written."""
@@ -32,16 +50,18 @@ class RawRecorder(ModuleRecorder):
 
     Parameters
     ----------
-    answers : mapping
-        To what cannot be known, by where it is asked.
+    answers, dropped
+        As of `ModuleRecorder`.
     known : mapping of int to Tensor
         What inputs hold, by the identity of what stands for them.
     """
 
     can_repeat = False
 
-    def __init__(self, answers: Mapping[Any, bool], known: Mapping[int, Tensor]) -> None:
-        super().__init__(answers)
+    def __init__(
+        self, answers: Mapping[Any, bool], dropped: frozenset[Path], known: Mapping[int, Tensor]
+    ) -> None:
+        super().__init__(answers, dropped)
         self._known = known
 
     def number(self, value: Any) -> Any:

@@ -223,7 +223,7 @@ class Recorder(ProxyTorchDispatchMode):
         self, output: Any
     ) -> tuple[tuple[fx.Node, ...], tuple[fx.Node, ...], list[ModuleCall]]:
         """Outputs, all nodes and all calls, without the ops whose results nobody reads."""
-        leaves = pytree.tree_leaves(plain(output))
+        leaves = self.results(output)
         outputs = tuple(self.node(leaf) for leaf in leaves if isinstance(leaf, Tensor))
         last = self.graph.output(outputs)
         alive = alive_nodes(self.nodes, (last, *outputs, *(read.node for read in self.reads)))
@@ -235,6 +235,10 @@ class Recorder(ProxyTorchDispatchMode):
             if node not in alive:
                 self.graph.erase_node(node)
         return outputs, tuple(self.graph.nodes), calls
+
+    def results(self, output: Any) -> list[Any]:
+        """What of an output is read."""
+        return pytree.tree_leaves(plain(output))
 
     def with_unread(self) -> Unread | None:
         """The forward with the ops whose results nobody reads."""

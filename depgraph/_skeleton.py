@@ -16,7 +16,7 @@ from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
-from depgraph._given import Example, Given
+from depgraph._given import Example, Given, Path
 from depgraph._meta import META
 from depgraph._modules import named_modules, named_tensors, structural_copy
 from depgraph._raw import ModuleRecorder, RawRecorder
@@ -84,6 +84,7 @@ class Skeleton:
         modes: Mapping[str, bool],
         types: Mapping[str, torch.dtype],
         buffers: Mapping[str, torch.Tensor],
+        dropped: frozenset[Path],
     ) -> Traced:
         """The forward of a call, in these modes and types of tensors, by their names.
 
@@ -93,6 +94,8 @@ class Skeleton:
         modes, types : mapping
         buffers : mapping of str to Tensor
             What the module holds, for code that asks; only those of dense sizes are looked at.
+        dropped : frozenset of Path
+            Parts of the output that the model does not read.
 
         Raises
         ------
@@ -101,7 +104,7 @@ class Skeleton:
         """
         with self._lock, _disable_current_modes(), _without_global_hooks():
             grad = torch.is_grad_enabled()
-            key = (given.key, grad, *modes.items(), *types.items())
+            key = (given.key, grad, dropped, *modes.items(), *types.items())
             if key[0] is not None and key in self._traces:
                 self._traces.move_to_end(key)
                 return self._traces[key]
@@ -109,7 +112,7 @@ class Skeleton:
                 module.training = modes.get(name, module.training)
             self._retype(types)
             with self._holding(buffers):
-                made = _traced(self.module, given, grad)
+                made = _traced(self.module, given, grad, dropped)
             if key[0] is not None and not made.numbers.reads:
                 self._traces[key] = made
                 while len(self._traces) > _KEPT_TRACES:
@@ -170,17 +173,22 @@ def _on_meta(tensor: torch.Tensor, dtype: Any) -> torch.Tensor:
     return made
 
 
-def _traced(module: nn.Module, given: Given, grad: bool) -> Traced:
+def _traced(module: nn.Module, given: Given, grad: bool, dropped: frozenset[Path]) -> Traced:
     example = given.example()
 
     def numbers(grad: bool) -> Trace:
-        return trace_with(module, example.args, example.kwargs, ModuleRecorder, grad)
+        make = partial(ModuleRecorder, dropped=dropped)
+        return trace_with(module, example.args, example.kwargs, make, grad)
+
+    def raw_of(example: Example, grad: bool) -> Trace:
+        make = partial(RawRecorder, dropped=dropped, known=example.known)
+        return trace_with(module, example.args, example.kwargs, make, grad)
 
     def in_symbols(grad: bool) -> tuple[Trace | None, Symbols]:
         symbols = Symbols()
         try:
             with symbols.in_use():
-                return _raw(module, given.example(symbols), grad), symbols
+                return raw_of(given.example(symbols), grad), symbols
         except TraceError:
             return None, symbols  # some code takes numbers only
 
@@ -189,19 +197,14 @@ def _traced(module: nn.Module, given: Given, grad: bool) -> Traced:
     raw, symbols = in_symbols(True)
     if raw is not None and _agree(off, raw):
         return Traced(off, raw, symbols)
-    raw = _raw(module, example, True)
+    raw = raw_of(example, True)
     if _agree(off, raw):
         return Traced(off, raw, None)
     only = off if not grad else numbers(True)
     raw, symbols = in_symbols(grad)
     if raw is not None and _agree(only, raw):
         return Traced(only, raw, symbols, grad)
-    return Traced(only, _raw(module, example, grad), None, grad)
-
-
-def _raw(module: nn.Module, example: Example, grad: bool) -> Trace:
-    make = partial(RawRecorder, known=example.known)
-    return trace_with(module, example.args, example.kwargs, make, grad)
+    return Traced(only, raw_of(example, grad), None, grad)
 
 
 def _agree(numbers: Trace, raw: Trace) -> bool:

@@ -23,7 +23,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from depgraph._alike import Likeness, UnlikeError
-from depgraph._calls import ModuleCall
+from depgraph._calls import ModuleCall, Unread
 from depgraph._conditions import Conditions, Fits
 from depgraph._folding import constants_property, constants_readable, split_constants
 from depgraph._given import Given, Path, Reader, leaves_of, renewed
@@ -113,6 +113,7 @@ class Rewriter:
             inputs,
             own,
             tuple(name[len(prefix) :] for name in self._removed if name.startswith(prefix)),
+            frozenset(path for path, x in leaves_of(call.output) if isinstance(x, Unread)),
         )
         modes = {
             name[len(prefix) :]: mode
@@ -150,6 +151,8 @@ class Rewrite:
         Of its parameters and buffers, by local name.
     removed : tuple of str
         Modules within it that the sliced one is without.
+    dropped : frozenset of Path
+        Parts of its output that the model does not read.
     """
 
     def __init__(
@@ -161,7 +164,9 @@ class Rewrite:
         inputs: Mapping[Path, Sequence[Axis]],
         tensors: Mapping[str, Sequence[Axis]],
         removed: tuple[str, ...] = (),
+        dropped: frozenset[Path] = frozenset(),
     ) -> None:
+        self._dropped = dropped
         self.where = where
         self.base = base
         self.skeleton = skeleton
@@ -220,7 +225,7 @@ class Rewrite:
         names = [name for name, _ in _modules(self.skeleton.module)]
         modes = {name: modes.get(name, modes[""]) for name in names}
         buffers = {n: x for n, x in live.items() if not isinstance(x, nn.Parameter)}
-        traced = self.skeleton.traced(given, modes, types, buffers)
+        traced = self.skeleton.traced(given, modes, types, buffers, self._dropped)
         p = self._propagated(given, traced)
         kept = {given.atoms[a]: units for a, units in self._kept.items() if a in given.atoms}
         conditions = Conditions(self._signature)
