@@ -137,8 +137,7 @@ class _Description:
         if self._ops[1]:
             model = structural_copy(model)
             forget(model, self._ops[1])
-        # what a plan says of the cut is in the plan
-        return {k: x for k, x in held(model).items() if not k.startswith("depgraph_plans.")}
+        return held(model)
 
     def _manifest(self, recipe: Recipe | None, why: str) -> Manifest:
         modes = {name: module.training for name, module in named_modules(self.model).items()}

@@ -54,6 +54,10 @@ def transient(model: nn.Module) -> frozenset[str]:
     )
 
 
+_PLANS = {"depgraph_plans"}
+"""What a plan says of a cut is in the plan."""
+
+
 def held(model: nn.Module) -> dict[str, Tensor]:
     """Tensors that modules hold in attributes, lists, tuples, dicts and records, not registered.
 
@@ -83,7 +87,7 @@ def change_held(model: nn.Module, change: Change) -> None:
     seen: set[int] = set()
     for name, module in named_modules(model).items():
         attributes = vars(module)
-        for key in [key for key in attributes if key not in OF_EVERY_MODULE]:
+        for key in attributes.keys() - OF_EVERY_MODULE - _PLANS:
             path = f"{name}.{key}".lstrip(".")
             value = attributes[key]
             new = _changed(value, path, change, seen)

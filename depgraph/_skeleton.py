@@ -14,7 +14,6 @@ import torch
 from torch import fx, nn
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import _disable_current_modes
 
 from depgraph._given import Example, Given, Path
 from depgraph._meta import META
@@ -102,7 +101,7 @@ class Skeleton:
         DepgraphError
             When the forward cannot be traced.
         """
-        with self._lock, _disable_current_modes(), _without_global_hooks():
+        with self._lock, _without_global_hooks():
             grad = torch.is_grad_enabled()
             key = (given.key, grad, dropped, *modes.items(), *types.items())
             if key[0] is not None and key in self._traces:

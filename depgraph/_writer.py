@@ -310,13 +310,13 @@ class Writer:
         if not all(axis_size(axis, self._sizes) for axis in self._p.axes(node)):
             made = raw.meta["val"].shape
             first = arguments(node)["dim"] if name == "aten.unflatten" else len(made) - len(values)
-            open_ = isinstance(values, list) and name in SIZE_ARGUMENTS
+            open_ = name in SIZE_ARGUMENTS
             values = [
-                made[first + i] if open_ and value == -1 else value
+                made[first + i] if open_ and _is_open(value) else value
                 for i, value in enumerate(values)
             ]
         new = [
-            value if isinstance(value, int) and value == -1 else self._size(axis, value)
+            value if _is_open(value) else self._size(axis, value)
             for (axis, _), value in zip(sizes, values, strict=True)
         ]
         return _with_argument(node, argument, new if several else new[0], args, kwargs)
@@ -388,6 +388,11 @@ _METHODS = frozenset(
     }
 )
 """Ops with sizes among their arguments that tensors have as methods of the same arguments."""
+
+
+def _is_open(size: Any) -> bool:
+    """Whether a size is left for torch to tell; asked without a guard."""
+    return isinstance(size, int) and size == -1
 
 
 def _maker(cls: type, where: str) -> Callable[[dict[str, Any]], Any]:

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import _disable_current_modes
 
 from depgraph._alike import Likeness, UnlikeError
 from depgraph._calls import ModuleCall, Unread
@@ -209,8 +210,7 @@ class Rewrite:
             for written in self._written:
                 if written.fits(module, *args, **kwargs):
                     return written.forward
-            with self._lock:
-                return self._write_for(module, args, kwargs).forward
+            return self._write_for(module, args, kwargs).forward
 
     def _write_for(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> _Written:
         bound = self._signature.bind(*args, **kwargs)
@@ -219,6 +219,11 @@ class Rewrite:
         return self._write(module, given, {name: m.training for name, m in _modules(module)})
 
     def _write(self, module: nn.Module, given: Given, modes: dict[str, bool]) -> _Written:
+        # whatever records or transforms outside (a trace, an export) sees none of this
+        with self._lock, _disable_current_modes():
+            return self._write_unseen(module, given, modes)
+
+    def _write_unseen(self, module: nn.Module, given: Given, modes: dict[str, bool]) -> _Written:
         live = self._left(named_tensors(module)[0])
         dense = named_tensors(self.skeleton.module)[0]
         types = {name: live[name].dtype if name in live else x.dtype for name, x in dense.items()}
