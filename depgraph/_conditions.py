@@ -51,6 +51,13 @@ class Conditions:
                 self._need(f"{self._hold(same_value)}({text}, {self._hold(leaf)})")
         self._sizes(given)
 
+    def autocast(self, given: Given, autocast: tuple[str, torch.dtype] | None) -> None:
+        """Ask for the same types that ops choose for themselves."""
+        first = next((t for t in given.tensors.values()), None)
+        if first is not None:
+            text = f"{self._hold(autocast_at)}({spelled(first.places[0])})"
+            self._need(f"{text} == {self._hold(autocast)}")
+
     def module(self, modes: Iterable[tuple[str, bool]], types: Iterable[tuple[str, Any]]) -> None:
         """Ask for modes of modules and types of tensors, by their names within the module."""
         for name, mode in modes:
@@ -146,6 +153,20 @@ def attribute(module: str, name: str) -> str:
         plain = part.isidentifier() and not keyword.iskeyword(part)
         text = f"{text}.{part}" if plain else f"getattr({text}, {part!r})"
     return text
+
+
+def autocast_at(tensor: Tensor) -> tuple[str, torch.dtype] | None:
+    """The kind of device on which autocast is on where a tensor is, and to what type."""
+    kind = tensor.device.type
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
+        return None
+    return kind, torch.get_autocast_dtype(kind)
+
+
+def autocast_of(leaves: Iterable[tuple[Any, Any]]) -> tuple[str, torch.dtype] | None:
+    """The same for the first tensor among arguments."""
+    first = next((leaf for _, leaf in leaves if isinstance(leaf, Tensor)), None)
+    return None if first is None else autocast_at(first)
 
 
 def same_value(value: Any, expected: Any) -> bool:

@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
 
+from depgraph._blocks import mapped
 from depgraph._calls import plain
 from depgraph._given import Path, leaves_of
 from depgraph._meta import META, creates
@@ -29,13 +31,22 @@ class ModuleRecorder(Recorder):
         To what cannot be known, by where it is asked.
     dropped : frozenset of Path
         Parts of the module's output that the model does not read.
+    autocast : str or None
+        The kind of device on which ops choose their own types, as ``torch.autocast`` has it.
     """
 
     encloses_hooks = True
 
-    def __init__(self, answers: Mapping[Any, bool], dropped: frozenset[Path] = frozenset()) -> None:
+    def __init__(
+        self,
+        answers: Mapping[Any, bool],
+        dropped: frozenset[Path] = frozenset(),
+        autocast: str | None = None,
+    ) -> None:
         super().__init__(answers)
         self._dropped = dropped
+        self._autocast = autocast
+        self._fake = FakeTensorMode() if autocast else None
 
     def results(self, output: Any) -> list[Any]:
         """What of an output the model reads."""
@@ -44,13 +55,31 @@ class ModuleRecorder(Recorder):
     def with_unread(self) -> None:
         """What nobody reads is not written."""
 
+    def _run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        cast = self._cast(func, args, kwargs)
+        return super()._run(func, args, kwargs) if cast is None else cast
+
+    def _cast(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """What an op gives under autocast; None where it does not apply."""
+        if self._fake is None or creates(func) or func._schema.is_mutable:
+            return None
+        mode, device = self._fake, torch.device(str(self._autocast))
+
+        def fake(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return FakeTensor(mode, value.detach(), device)
+            return device if value == META and isinstance(value, torch.device) else value
+
+        result = func(*self._map(args, fake), **self._map_values(kwargs, fake))
+        return mapped(result, _off_fake)
+
 
 class RawRecorder(ModuleRecorder):
     """A graph in the making whose numbers may be symbols.
 
     Parameters
     ----------
-    answers, dropped
+    answers, dropped, autocast
         As of `ModuleRecorder`.
     known : mapping of int to Tensor
         What inputs hold, by the identity of what stands for them.
@@ -59,9 +88,13 @@ class RawRecorder(ModuleRecorder):
     can_repeat = False
 
     def __init__(
-        self, answers: Mapping[Any, bool], dropped: frozenset[Path], known: Mapping[int, Tensor]
+        self,
+        answers: Mapping[Any, bool],
+        dropped: frozenset[Path],
+        autocast: str | None,
+        known: Mapping[int, Tensor],
     ) -> None:
-        super().__init__(answers, dropped)
+        super().__init__(answers, dropped, autocast)
         self._known = known
 
     def number(self, value: Any) -> Any:
@@ -92,10 +125,13 @@ class RawRecorder(ModuleRecorder):
     def _run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         if creates(func):
             kwargs = {**kwargs, "device": META}
-        quick = _attended(args) if func is _ATTENTION else None
+        quick = _attended(args) if func is _ATTENTION and self._fake is None else None
         if quick is not None:
             return quick
         with torch.no_grad():
+            cast = self._cast(func, args, kwargs)
+            if cast is not None:
+                return cast
             try:
                 return func(*args, **kwargs)
             except RuntimeError as error:
@@ -117,6 +153,12 @@ def _attended(args: Any) -> Tensor | None:
     if q.shape[-1] != k.shape[-1] or k.shape[-2] != v.shape[-2]:
         return None
     return torch.empty((*q.shape[:-1], v.shape[-1]), dtype=q.dtype, device=META)
+
+
+def _off_fake(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=META)
 
 
 def _pin_all(node: fx.Node) -> None:

@@ -54,6 +54,11 @@ class Skeleton:
     ----------
     module : nn.Module
         Is copied.
+
+    Attributes
+    ----------
+    types : dict of str to torch.dtype
+        That its tensors had when it was copied.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -66,14 +71,15 @@ class Skeleton:
                 for key, tensor in registry.items():
                     if tensor is not None:
                         registry[key] = _on_meta(tensor, tensor.dtype)  # type: ignore[assignment]
+        self.types = {name: x.dtype for name, x in named_tensors(self.module)[0].items()}
         self._lock = threading.RLock()
         self._traces: OrderedDict[Any, Traced] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"module": self.module}
+        return {"module": self.module, "types": self.types}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.module = state["module"]
+        self.module, self.types = state["module"], state["types"]
         self._lock = threading.RLock()
         self._traces = OrderedDict()
 
@@ -84,6 +90,7 @@ class Skeleton:
         types: Mapping[str, torch.dtype],
         buffers: Mapping[str, torch.Tensor],
         dropped: frozenset[Path],
+        autocast: tuple[str, torch.dtype] | None,
     ) -> Traced:
         """The forward of a call, in these modes and types of tensors, by their names.
 
@@ -95,6 +102,8 @@ class Skeleton:
             What the module holds, for code that asks; only those of dense sizes are looked at.
         dropped : frozenset of Path
             Parts of the output that the model does not read.
+        autocast : (str, torch.dtype) or None
+            The kind of device on which autocast is on, and to what type.
 
         Raises
         ------
@@ -103,7 +112,7 @@ class Skeleton:
         """
         with self._lock, _without_global_hooks():
             grad = torch.is_grad_enabled()
-            key = (given.key, grad, dropped, *modes.items(), *types.items())
+            key = (given.key, grad, dropped, autocast, *modes.items(), *types.items())
             if key[0] is not None and key in self._traces:
                 self._traces.move_to_end(key)
                 return self._traces[key]
@@ -111,7 +120,7 @@ class Skeleton:
                 module.training = modes.get(name, module.training)
             self._retype(types)
             with self._holding(buffers):
-                made = _traced(self.module, given, grad, dropped)
+                made = _traced(self.module, given, grad, dropped, autocast and autocast[0])
             if key[0] is not None and not made.numbers.reads:
                 self._traces[key] = made
                 while len(self._traces) > _KEPT_TRACES:
@@ -172,15 +181,21 @@ def _on_meta(tensor: torch.Tensor, dtype: Any) -> torch.Tensor:
     return made
 
 
-def _traced(module: nn.Module, given: Given, grad: bool, dropped: frozenset[Path]) -> Traced:
+def _traced(
+    module: nn.Module,
+    given: Given,
+    grad: bool,
+    dropped: frozenset[Path],
+    autocast: str | None,
+) -> Traced:
     example = given.example()
 
     def numbers(grad: bool) -> Trace:
-        make = partial(ModuleRecorder, dropped=dropped)
+        make = partial(ModuleRecorder, dropped=dropped, autocast=autocast)
         return trace_with(module, example.args, example.kwargs, make, grad)
 
     def raw_of(example: Example, grad: bool) -> Trace:
-        make = partial(RawRecorder, dropped=dropped, known=example.known)
+        make = partial(RawRecorder, dropped=dropped, autocast=autocast, known=example.known)
         return trace_with(module, example.args, example.kwargs, make, grad)
 
     def in_symbols(grad: bool) -> tuple[Trace | None, Symbols]:

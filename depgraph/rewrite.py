@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from depgraph._alike import Likeness, UnlikeError
 from depgraph._calls import ModuleCall, Unread
-from depgraph._conditions import Conditions, Fits
+from depgraph._conditions import Conditions, Fits, autocast_of
 from depgraph._folding import constants_property, constants_readable, split_constants
 from depgraph._given import Given, Path, Reader, leaves_of, renewed
 from depgraph._modules import named_modules, named_tensors
@@ -225,16 +225,23 @@ class Rewrite:
 
     def _write_unseen(self, module: nn.Module, given: Given, modes: dict[str, bool]) -> _Written:
         live = self._left(named_tensors(module)[0])
-        dense = named_tensors(self.skeleton.module)[0]
-        types = {name: live[name].dtype if name in live else x.dtype for name, x in dense.items()}
+        was = self.skeleton.types
+        # a tensor that the sliced module is without goes with those of its type
+        now = {dtype: live[name].dtype for name, dtype in was.items() if name in live}
+        types = {
+            name: live[name].dtype if name in live else now.get(dtype, dtype)
+            for name, dtype in was.items()
+        }
         names = [name for name, _ in _modules(self.skeleton.module)]
         modes = {name: modes.get(name, modes[""]) for name in names}
         buffers = {n: x for n, x in live.items() if not isinstance(x, nn.Parameter)}
-        traced = self.skeleton.traced(given, modes, types, buffers, self._dropped)
+        autocast = autocast_of(given.leaves())
+        traced = self.skeleton.traced(given, modes, types, buffers, self._dropped, autocast)
         p = self._propagated(given, traced)
         kept = {given.atoms[a]: units for a, units in self._kept.items() if a in given.atoms}
         conditions = Conditions(self._signature)
         conditions.take(given)
+        conditions.autocast(given, autocast)
         present = self._left(named_modules(module))
         asked = [(name, mode) for name, mode in modes.items() if name in present]
         conditions.module(
