@@ -126,6 +126,11 @@ class Rescalings:
         """What to multiply of which parameter."""
         return tuple(factor for found in self._active.values() for factor in found.factors)
 
+    @property
+    def kept(self) -> list[str]:
+        """Modules that keep their forward, unless something else speaks against it."""
+        return list(self._active)
+
     def computing(self, module: str) -> list[str]:
         """Modules that keep their forward, with a number that this module computes."""
         owner = self._trace.owner

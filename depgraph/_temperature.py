@@ -15,7 +15,8 @@ from math import isclose
 
 from torch import Tensor, fx, nn
 
-from depgraph._homogeneous import PASSING, Weights
+from depgraph._homogeneous import Weights
+from depgraph._masks import PASSING
 from depgraph.attention import AttentionProduct, attention_products, number_of
 from depgraph.axes import Atom, axis_atoms, axis_size
 from depgraph.plan import Factor
