@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import depgraph
-from tests.agreement import Agreement, Finding, converted
+from tests.agreement import Agreement, Finding, converted, without_dropout
 from tests.interpret import masked_outputs
 from tests.networks import OTHER_SIZES, Network
 from tests.reference import (
@@ -114,7 +114,7 @@ def examine(network: Network, seed: int = 0) -> Outcome:
 
 def _examined(network: Network, seed: int) -> Outcome:
     dtype = network.dtype if _runs(network) else torch.float64
-    model = randomise(network.build()).to(dtype).train(network.training)
+    model = without_dropout(randomise(network.build()).to(dtype)).train(network.training)
     inputs = converted(network.example(network.batch), dtype)
     before = state(model)
     try:
