@@ -14,12 +14,6 @@ from torch.utils.data import DataLoader, Dataset
 import depgraph
 from tests.depgraph.models import TINY, images, tiny
 
-pytestmark = pytest.mark.xfail(
-    raises=(pickle.PicklingError, UserWarning),
-    reason="the class of a module with a rewritten forward cannot be pickled yet",
-    strict=False,
-)
-
 
 def cut(name: str = "vit_base_patch16_224") -> nn.Module:
     """Pruned in every group: head dims too, whose attention gets a forward of its own."""
