@@ -109,40 +109,34 @@ def with_classes(model: nn.Module, classes: Mapping[str, type[nn.Module]]) -> nn
     return copy
 
 
-def path_of(model: nn.Module, tensor: Tensor) -> tuple[Any, ...] | None:
-    """Where a module holds a tensor that it has not registered.
+def held_tensors(model: nn.Module) -> dict[int, tuple[Any, ...]]:
+    """Where modules hold tensors that they have not registered.
 
     Parameters
     ----------
     model : nn.Module
-    tensor : Tensor
 
     Returns
     -------
-    tuple or None
-        Name of the module, of its attribute, and the places in lists, tuples and dicts within; None
-        where no module holds it.
+    dict of int to tuple
+        By the tensor's identity: name of the module, of its attribute, and the places in lists,
+        tuples and dicts within.
     """
+    found: dict[int, tuple[Any, ...]] = {}
+
+    def note(value: Any, path: tuple[Any, ...]) -> None:
+        kind = type(value)
+        if isinstance(value, Tensor):
+            found.setdefault(id(value), path)
+        elif kind in (dict, list, tuple):
+            for key, item in value.items() if kind is dict else enumerate(value):
+                note(item, (*path, key))
+
     for name, module in named_modules(model).items():
         for attribute, value in vars(module).items():
             if attribute not in _REGISTRIES:
-                places = _places(value, tensor)
-                if places is not None:
-                    return (name, attribute, *places)
-    return None
+                note(value, (name, attribute))
+    return found
 
 
-_REGISTRIES = frozenset(vars(nn.Module())) - {"training"}
-
-
-def _places(value: Any, tensor: Tensor) -> tuple[Any, ...] | None:
-    """Keys that lead to a tensor within plain containers; none where the value is the tensor."""
-    if value is tensor:
-        return ()
-    kind = type(value)
-    items = value.items() if kind is dict else enumerate(value) if kind in (list, tuple) else ()
-    for key, item in items:
-        places = _places(item, tensor)
-        if places is not None:
-            return (key, *places)
-    return None
+_REGISTRIES = frozenset(vars(nn.Module())) - {"training"} | {"depgraph_plans"}

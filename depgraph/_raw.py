@@ -36,6 +36,7 @@ class ModuleRecorder(Recorder):
     """
 
     encloses_hooks = True
+    looks_up = True
 
     def __init__(
         self,

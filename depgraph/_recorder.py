@@ -102,6 +102,8 @@ class Recorder(ProxyTorchDispatchMode):
 
     can_repeat = True
     """Whether a call that is alike an earlier one may be recorded without its forward."""
+    looks_up = False
+    """Whether what follows from an unregistered tensor is computed at each call, or here."""
     encloses_hooks = False
     """Whether what a module's hooks do is part of its call."""
 
@@ -116,6 +118,7 @@ class Recorder(ProxyTorchDispatchMode):
         self.nodes: list[fx.Node] = []
         self.inputs: list[fx.Node] = []
         self.held: dict[str, tuple[Any, ...]] = {}  # where modules hold constants
+        self.looked_up: frozenset[int] = frozenset()
         self.constants: dict[str, Tensor] = {}
         self.calls: list[ModuleCall] = []
         self.node_of: dict[int, fx.Node] = {}
@@ -254,7 +257,7 @@ class Recorder(ProxyTorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         self.running = func
-        if not is_traced((args, kwargs)) and not creates(func):
+        if not is_traced((args, kwargs)) and not creates(func) and not self._is_held(args):
             # on constants alone: computed for real, wherever the model thinks that it runs
             return func(*self._map(args, off_meta), **self._map_values(kwargs, off_meta))
         if reads_values(func):
@@ -281,6 +284,12 @@ class Recorder(ProxyTorchDispatchMode):
                 if isinstance(item, Tensor):
                     self._note(self.make.call(operator.getitem, (node, i)), item)
         return result
+
+    def _is_held(self, args: Any) -> bool:
+        """Whether a tensor is among the arguments that a module has in an attribute."""
+        return bool(self.looked_up) and any(
+            id(leaf) in self.looked_up for leaf in pytree.tree_leaves(args)
+        )
 
     def _answer(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """What an op that reads a tensor gives."""

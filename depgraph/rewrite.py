@@ -37,6 +37,9 @@ from depgraph.propagate import Propagation
 
 Forward = Callable[..., Any]
 
+_KEPT = 64
+"""Forwards that a module keeps: code that decides by every size asks for one at each."""
+
 
 @dataclass(frozen=True)
 class _Written:
@@ -180,12 +183,13 @@ class Rewrite:
 
     def _start(self) -> None:
         self._signature = signature_of(type(self.skeleton.module))
-        self._written: list[_Written] = []
+        self._written: tuple[_Written, ...] = ()
+        self._count = 0
         self._lock = threading.RLock()
         self.cls = _class_of(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        left_out = ("_written", "_lock", "cls", "_signature")
+        left_out = ("_written", "_count", "_lock", "cls", "_signature")
         return {name: value for name, value in vars(self).items() if name not in left_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -251,7 +255,7 @@ class Rewrite:
         conditions.values(given, traced.numbers, buffers)
         if traced.grad is not None:
             conditions.guards([f"torch.is_grad_enabled() is {traced.grad}"])
-        number = len(self._written)
+        number, self._count = self._count, self._count + 1
         writer = Writer(self.where, self._signature, traced, p, kept, given, self.cls, number)
         forward = self._compiled(writer.write(), number)
         if writer.switches_gradients:
@@ -261,7 +265,7 @@ class Rewrite:
         else:
             conditions.guards(f"n{i} == {size}" for i, size in enumerate(given.hints))
         made = _Written(conditions.compiled(), forward)
-        self._written.append(made)
+        self._written = (*self._written[1 - _KEPT :], made)
         return made
 
     def _left(self, named: dict[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from depgraph._caches import Cache, caches_bypassed, filled, filling
 from depgraph._calls import ModuleCall
 from depgraph._collection import collection_paused
 from depgraph._hooks import without_observers
-from depgraph._modules import named_modules, named_tensors, path_of, structural_copy
+from depgraph._modules import held_tensors, named_modules, named_tensors, structural_copy
 from depgraph._out_of_sight import OutOfSight
 from depgraph._recorder import Recorder, UnknownTruth, UnknownValue
 from depgraph._source import is_foreign, place
@@ -281,6 +281,8 @@ def _recorded(
     """A recorder that has seen one forward, the tensors' nodes by name, output and caches."""
     model = without_observers(structural_copy(model))
     alike = alike and recorder.can_repeat
+    attributes = held_tensors(model)
+    recorder.looked_up = frozenset(attributes) if recorder.looks_up else frozenset()
     tensors = {
         name: recorder.placeholder(name, tensor) for name, tensor in named_tensors(model)[0].items()
     }
@@ -302,9 +304,9 @@ def _recorded(
             f"the forward could not be traced {where} ({type(model).__name__}): {text}",
         ) from error
     recorder.held = {
-        name: path
+        name: attributes[id(tensor)]
         for name, tensor in recorder.constants.items()
-        if (path := path_of(model, tensor)) is not None
+        if id(tensor) in attributes
     }
     return recorder, tensors, output, filled(entries)
 
