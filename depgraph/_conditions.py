@@ -80,6 +80,11 @@ class Conditions:
         held = self._hold(value.detach().cpu().clone())
         self._need(f"{self._hold(_equal)}({text}, {held})")
 
+    def flags(self, flags: Mapping[tuple[str, str], float]) -> None:
+        """Ask for the same rates and switches of the module and of what it holds."""
+        for (name, key), value in flags.items():
+            self._need(f"{attribute(name, key)} == {self._hold(value)}")
+
     def guards(self, guards: Iterable[str]) -> None:
         """Ask for conditions on the symbols."""
         for guard in guards:

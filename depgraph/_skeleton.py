@@ -91,6 +91,7 @@ class Skeleton:
         buffers: Mapping[str, torch.Tensor],
         dropped: frozenset[Path],
         autocast: tuple[str, torch.dtype] | None,
+        flags: tuple[Any, ...],
     ) -> Traced:
         """The forward of a call, in these modes and types of tensors, by their names.
 
@@ -104,6 +105,8 @@ class Skeleton:
             Parts of the output that the model does not read.
         autocast : (str, torch.dtype) or None
             The kind of device on which autocast is on, and to what type.
+        flags : tuple
+            What else the forward may see of its module, hashable.
 
         Raises
         ------
@@ -112,7 +115,7 @@ class Skeleton:
         """
         with self._lock, _without_global_hooks():
             grad = torch.is_grad_enabled()
-            key = (given.key, grad, dropped, autocast, *modes.items(), *types.items())
+            key = (given.key, grad, dropped, autocast, flags, *modes.items(), *types.items())
             if key[0] is not None and key in self._traces:
                 self._traces.move_to_end(key)
                 return self._traces[key]

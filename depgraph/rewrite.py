@@ -37,6 +37,7 @@ from depgraph.propagate import Propagation
 
 Forward = Callable[..., Any]
 
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 _KEPT = 64
 """Forwards that a module keeps: code that decides by every size asks for one at each."""
 
@@ -238,9 +239,13 @@ class Rewrite:
         }
         names = [name for name, _ in _modules(self.skeleton.module)]
         modes = {name: modes.get(name, modes[""]) for name in names}
+        flags = self._flags(module)
+        for (name, key), value in flags.items():
+            vars(self.skeleton.module.get_submodule(name))[key] = value
         buffers = {n: x for n, x in live.items() if not isinstance(x, nn.Parameter)}
         autocast = autocast_of(given.leaves())
-        traced = self.skeleton.traced(given, modes, types, buffers, self._dropped, autocast)
+        state = (self._dropped, autocast, tuple(flags.items()))
+        traced = self.skeleton.traced(given, modes, types, buffers, *state)
         p = self._propagated(given, traced)
         kept = {given.atoms[a]: units for a, units in self._kept.items() if a in given.atoms}
         conditions = Conditions(self._signature)
@@ -252,6 +257,7 @@ class Rewrite:
             [pair for pair in asked if pair[0] in self._modes_of(traced)],
             [(name, dtype) for name, dtype in types.items() if name in live],
         )
+        conditions.flags(flags)
         conditions.values(given, traced.numbers, buffers)
         if traced.grad is not None:
             conditions.guards([f"torch.is_grad_enabled() is {traced.grad}"])
@@ -267,6 +273,17 @@ class Rewrite:
         made = _Written(conditions.compiled(), forward)
         self._written = (*self._written[1 - _KEPT :], made)
         return made
+
+    def _flags(self, module: nn.Module) -> dict[tuple[str, str], float]:
+        """Rates and switches that a forward may read, and that a user may turn at any time."""
+        kept = self._left(dict(module.named_children()))
+        own = {"": module, **{name: x for name, x in kept.items() if not [*x.parameters()]}}
+        return {
+            (name, key): value
+            for name, inner in own.items()
+            for key, value in vars(inner).items()
+            if type(value) in (float, bool) and key not in _OF_EVERY_MODULE
+        }
 
     def _left(self, named: dict[str, Any]) -> dict[str, Any]:
         """What of these is in the sliced module too."""

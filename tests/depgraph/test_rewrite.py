@@ -142,6 +142,28 @@ def test_a_tensor_held_in_an_attribute_is_the_one_of_the_moment() -> None:
     assert relative_difference(small(x), expected(x)) < 1e-9
 
 
+def test_a_rate_and_a_switch_are_those_of_the_moment() -> None:
+    class Dropping(Sized):
+        def __init__(self) -> None:
+            super().__init__(by_size)
+            self.drop, self.doubled = nn.Dropout(0.5), False
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x).view(x.shape[0], x.shape[1], 3, 4).tanh().flatten(2)
+            y = F.dropout(y, self.drop.p, self.training)
+            return self.b(y * 2 if self.doubled else y)
+
+    model = randomise(Dropping()).double()
+    x = torch.randn(2, 5, 8).double()
+    graph = depgraph.trace(model, x)
+    plan = graph.plan({group.name: range(group.size - 1) for group in graph.prunable})
+    small, expected = plan.apply(model), masked(model, plan)
+    assert not torch.equal(small(x), small(x))
+    for network in (small, expected):
+        network.drop.p, network.doubled = 0.0, True
+    assert relative_difference(small(x), expected(x)) < 1e-9
+
+
 def test_what_a_call_couples_that_the_trace_did_not_is_refused() -> None:
     def coupled(x: Tensor, y: Tensor) -> Tensor:
         return y if x.shape[1] == 6 else y.flip(-1)
