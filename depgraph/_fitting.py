@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from depgraph._attributes import candidates, layer_attributes, with_integer
+from depgraph._attributes import candidates, with_integer
 from depgraph._edits import Edits
 from depgraph._modules import named_modules, named_tensors, structural_copy
 from depgraph.axes import axis_size, kept_sizes
@@ -23,6 +23,8 @@ from depgraph.propagate import Propagation, op_name
 from depgraph.rules.convolve import group_axis
 from depgraph.trace import TraceError, shape, trace_forward
 from depgraph.verify import computing
+
+_T = TypeVar("_T")
 
 
 class Fitting:
@@ -93,13 +95,11 @@ class Fitting:
         """
         module = self.modules[name]
         trial = structural_copy(module)
-        edits = Edits(attributes=self._inner_attributes(trial, name))
+        prefix = f"{name}." if name else ""
+        edits = Edits(
+            attributes=_within(prefix, outer.attributes), classes=_within(prefix, outer.classes)
+        )
         edits.attributes[""] = attributes
-        edits.classes = {
-            inner.removeprefix(f"{name}."): made
-            for inner, made in outer.classes.items()
-            if inner.startswith(f"{name}.")
-        }
         edits.tensors = {
             id(tensor): torch.empty(
                 value_shape(self.p, self._node_of(tensor), self.sizes),
@@ -132,17 +132,6 @@ class Fitting:
         place = {node: i for i, node in enumerate(self.graph.traced.nodes)}
         return {node: place[node] for node in computing(self.graph.traced)}
 
-    def _inner_attributes(self, trial: nn.Module, outer: str) -> dict[str, dict[str, Any]]:
-        inner = {}
-        for name, module in trial.named_modules():
-            shapes = {
-                local: value_shape(self.p, node, self.sizes)
-                for local, node in self.own_nodes(module).items()
-            }
-            groups = self.groups(".".join(filter(None, (outer, name))))
-            inner[name] = layer_attributes(module, shapes, groups)
-        return inner
-
     def _node_of(self, tensor: Tensor) -> fx.Node:
         return self.graph.traced.tensors[self.first_name[id(tensor)]]
 
@@ -157,7 +146,9 @@ class Fitting:
 
     def _known_trouble(self, name: str, edits: Edits, known: dict[Any, str]) -> str:
         attributes = edits.attributes.get(name, {})
-        key = (type(self.modules[name]), repr(self.options(name)), repr(attributes))
+        module = self.modules[name]
+        sizes = [value_shape(self.p, self._node_of(x), self.sizes) for x in module.parameters()]
+        key = (type(module), repr(self.options(name)), repr(attributes), tuple(sizes))
         if key not in known:
             known[key] = self.trouble(name, attributes, edits)
         return known[key]
@@ -188,6 +179,12 @@ class Fitting:
         """Whether a module is one of torch's own layers, whose sizes are its parameters'."""
         module = self.modules[name]
         return type(module).__module__.startswith("torch.nn.") and not any(module.children())
+
+
+def _within(prefix: str, found: dict[str, _T]) -> dict[str, _T]:
+    """What is noted of the modules within one, by their names within it."""
+    inside = {name: value for name, value in found.items() if name.startswith(prefix)}
+    return {name.removeprefix(prefix): value for name, value in inside.items()}
 
 
 def _nodes(value: Any) -> list[fx.Node]:

@@ -113,8 +113,12 @@ class Slicer(Fitting):
         """
         generated = self.rescalings.find()
         known: dict[Any, str] = {}
+        hopeless: set[type] = set()  # where no attributes help one module, none will help the next
         for name in self.rescalings.kept:
-            if not self.fits(name, edits, known) and not self.refit(name, edits, known):
+            cls = type(self.modules[name])
+            fits = self.fits(name, edits, known)
+            if not fits and (cls in hopeless or not self.refit(name, edits, known)):
+                hopeless.add(cls)
                 generated.add(name)
         for name in self.modules:
             # a softmax that is a module of its own computes no temperature: whoever calls it does
