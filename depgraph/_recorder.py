@@ -400,7 +400,10 @@ class Recorder(ProxyTorchDispatchMode):
             return self._device if value == META else value
         if id(value) not in self.node_of and value.is_meta:
             if value.untyped_storage()._cdata not in self._made:
-                raise RuntimeError("it uses a tensor that was made out of sight of the trace")
+                raise RuntimeError(
+                    "it uses a tensor that was made out of sight of the trace, such as that of a "
+                    "cache from an earlier call: trace the model without one (use_cache=False)"
+                )
             self.node_of[id(value)] = self._made[value.untyped_storage()._cdata]
             self._alive.append(value)
         elif id(value) not in self.node_of:
