@@ -59,6 +59,9 @@ _OF_POSITIONS = frozenset(
 )
 """Words in names of integers that count positions or layers, which no group is about."""
 
+_OF_WIDTHS = frozenset({"hidden", "head", "embed", "embedding", "intermediate"})
+"""Words before "size" that say it counts no positions: ``head_hidden_size``."""
+
 
 def layer_attributes(
     module: nn.Module, shapes: Mapping[str, tuple[int, ...]], groups: int | None
@@ -171,6 +174,8 @@ def _counts_positions(path: tuple[Any, ...]) -> bool:
     if path[0] == "unflattened_size":  # of nn.Unflatten, which parts channels as well as positions
         return False
     words = {word for key in path if isinstance(key, str) for word in key.lower().split("_")}
+    if words & _OF_WIDTHS and not words & (_OF_POSITIONS - {"size"}):
+        return False
     return not words.isdisjoint(_OF_POSITIONS) or "cfg" in words or "config" in words
 
 

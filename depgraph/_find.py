@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from depgraph._placing import registered
-from depgraph._recipe import Recipe, as_recipe, build, config_arguments
+from depgraph._recipe import LIBRARIES, Recipe, as_recipe, build, config_arguments
 from depgraph.errors import DepgraphError
 from depgraph.plan import Plan, Spec
 
@@ -51,23 +51,29 @@ def source_of(model: nn.Module) -> Recipe | None:
     return vars(model).get(SOURCE)
 
 
+def is_of_library(model: nn.Module) -> bool:
+    """Whether a library may have made a model, whose constructor is known by name."""
+    package = type(model).__module__.partition(".")[0]
+    return source_of(model) is not None or package in LIBRARIES
+
+
 def dense_shapes(model: nn.Module, plans: Sequence[Plan]) -> Shapes:
     """Shape of each parameter that the model had before its plans."""
     if not plans:
         return {name: tuple(tensor.shape) for name, tensor in registered(model).items()}
     sizes = plans[0].sizes
     return {
-        name: tuple(_size(spec, sizes) for spec in specs) for name, specs in plans[0].axes.items()
+        name: tuple(size_of(spec, sizes) for spec in specs) for name, specs in plans[0].axes.items()
     }
 
 
-def _size(spec: Spec, sizes: dict[str, int]) -> int:
+def size_of(spec: Spec, sizes: dict[str, int]) -> int:
     if isinstance(spec, int):
         return spec
     if isinstance(spec, str):
         return sizes[spec]
     head, *rest = spec
-    parts = [_size(part, sizes) for part in rest]
+    parts = [size_of(part, sizes) for part in rest]
     return prod(parts) if head == "x" else sum(parts)
 
 
@@ -147,13 +153,13 @@ def _guessed(
         return
     if _fits(shapes, base):
         yield plain
-    known = _arguments(base)
+    known = arguments_of(base)
     arguments = {k: v for k, v in _differing(model, base, plans, shapes) if k in known}
     if arguments:
         yield from _plain("timm", str(name), arguments)
 
 
-def _arguments(model: nn.Module) -> list[str]:
+def arguments_of(model: nn.Module) -> list[str]:
     """Names of what the constructors of a model's class and of those it is made from take."""
     classes = [cls for cls in type(model).__mro__ if "__init__" in vars(cls) and cls is not object]
     return list(dict.fromkeys(key for cls in classes for key in signature(cls).parameters))
@@ -168,7 +174,7 @@ def _fits(shapes: Shapes, base: nn.Module) -> bool:
 def _differing(
     model: nn.Module, base: nn.Module, plans: Sequence[Plan], shapes: Shapes
 ) -> Iterator[tuple[str, Any]]:
-    for key in _arguments(base):
+    for key in arguments_of(base):
         for own, other in ((model, base), *zip(model.children(), base.children(), strict=False)):
             value, usual = vars(own).get(key), vars(other).get(key)
             if type(value) is type(usual) and value != usual and key not in _CUT:
@@ -184,15 +190,15 @@ def _differing(
         if weight in shapes and weight in before and shapes[weight][dim] != before[weight][dim]:
             yield key, shapes[weight][dim]
     for key, group in _CUT.items():
-        found = _own(model, key)
+        found = numbers_of(model, key)
         if plans:
             sizes = plans[0].sizes.items()
             found = {size for name, size in sizes if name.rpartition(".")[2] == group}
-        if len(found) == 1 and found != _own(base, key):
+        if len(found) == 1 and found != numbers_of(base, key):
             yield key, found.pop()
 
 
-def _own(model: nn.Module, key: str) -> set[int]:
+def numbers_of(model: nn.Module, key: str) -> set[int]:
     """What the modules of a model have in an attribute, where that is a number."""
     return {m.__dict__[key] for m in model.modules() if type(m.__dict__.get(key)) is int}
 

@@ -27,7 +27,7 @@ from depgraph.trace import trace_forward
 
 _HOOKS = tuple(sorted(key for key in OF_EVERY_MODULE if key.endswith("_hooks")))
 _ORIGIN = ORIGIN | {"model_type"}
-_OURS = ("depgraph_plans", "name_or_path")
+_OURS = ("depgraph_plans", "name_or_path", "save_pretrained")
 """Attributes that say where a model is from."""
 _LIBRARIES = ("torch", *LIBRARIES)
 Facts = dict[str, str]

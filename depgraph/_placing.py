@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from depgraph._modules import named_modules
+from depgraph._meta import on_meta
+from depgraph._modules import named_modules, structural_copy
 
 OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 """Attributes that torch gives each module; the registries and hooks are among them."""
@@ -106,6 +107,13 @@ def replace_tensors(model: nn.Module, new: Mapping[int, Tensor]) -> None:
                 if tensor is not None and id(tensor) in new:
                     registry[key] = new[id(tensor)]
     change_held(model, lambda path, tensor: new.get(id(tensor), tensor))
+
+
+def without_data(model: nn.Module) -> nn.Module:
+    """A copy of a model with its parameters on the meta device; a forward may read its buffers."""
+    model = structural_copy(model)
+    replace_tensors(model, {id(parameter): on_meta(parameter) for parameter in model.parameters()})
+    return model
 
 
 def cast(model: nn.Module, dtypes: Mapping[str, torch.dtype]) -> None:

@@ -11,7 +11,7 @@ from depgraph._find import SOURCE
 from depgraph._inputs import example_from_spec, set_modes, state_dtypes
 from depgraph._manifest import Manifest
 from depgraph._meta import on_meta
-from depgraph._modules import named_modules, structural_copy
+from depgraph._modules import named_modules
 from depgraph._placing import (
     cast,
     change_held,
@@ -19,8 +19,8 @@ from depgraph._placing import (
     like,
     registered,
     registries,
-    replace_tensors,
     transient,
+    without_data,
 )
 from depgraph._recipe import build
 from depgraph.errors import DepgraphError
@@ -63,13 +63,6 @@ def rebuild(manifest: Manifest, model: nn.Module | None = None) -> nn.Module:
     if manifest.recipe is not None:
         vars(dense)[SOURCE] = manifest.recipe
     return dense
-
-
-def without_data(model: nn.Module) -> nn.Module:
-    """A copy of a model with its parameters on the meta device; a forward may read its buffers."""
-    model = structural_copy(model)
-    replace_tensors(model, {id(parameter): on_meta(parameter) for parameter in model.parameters()})
-    return model
 
 
 def replay(plan: Plan, model: nn.Module) -> None:

@@ -107,7 +107,7 @@ class Temperatures:
                 number = number_of(node)
                 power = None if number is None else _power(number, before)
                 if number is not None and power is not None and not _is_given(node):
-                    result.numbers[node] = number * (after / before) ** power
+                    result.numbers[node] = _at_width(number, before, after, power)
                     owners.add(self._p.trace.owner.get(node, ""))
             if result.numbers and not self._set_floats(owners, before, after, result):
                 return None
@@ -123,7 +123,7 @@ class Temperatures:
                     continue
                 if not words & _OF_SCORES:
                     return False
-                new = value * (after / before) ** power
+                new = _at_width(value, before, after, power)
                 result.attributes.setdefault(name, {})[attribute] = new
         return True
 
@@ -232,6 +232,11 @@ def _power(number: float, size: int) -> float | None:
     """Which of the powers of a size a number is; None where it is none of them."""
     found = (power for power in _POWERS if isclose(number, size**power, rel_tol=1e-6))
     return next(found, None) if size > 1 else None
+
+
+def _at_width(number: float, before: int, after: int, power: float) -> float:
+    """The number for another width; to the last digit where the model computes it by a power."""
+    return after**power if number == before**power else number * (after / before) ** power
 
 
 def multiply(tensor: Tensor, mask: Tensor, factor: float) -> None:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from depgraph._collection import collection_paused
+from depgraph._find import is_of_library
+from depgraph._placing import without_data
 from depgraph.alongside import other_branches, other_modes
 from depgraph.errors import DepgraphError
 from depgraph.graph import DependencyGraph
@@ -68,7 +70,10 @@ def trace(model: nn.Module, example_inputs: Any) -> DependencyGraph:
     _check(model, args, kwargs)
     traced = trace_with_visible_batch(model, args, kwargs)
     modes, branches = other_modes(model, traced), other_branches(model, traced)
-    return DependencyGraph(traced, modes, branches)
+    graph = DependencyGraph(traced, modes, branches)
+    if is_of_library(model):
+        graph.origin = without_data(model)
+    return graph
 
 
 def _check(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import networkx as nx
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from depgraph import rules  # noqa: F401  (registers the rules)
 from depgraph._collection import collection_paused
@@ -44,6 +44,8 @@ class DependencyGraph:
         Of the model as traced; multiply-accumulates for batch 1.
     in_modes : tuple of Propagation
         The walk over the traced forward, and over that of the other mode where it may differ.
+    origin : nn.Module or None
+        The model without data, where a stock library may have made it; for `Plan.standard`.
     """
 
     @collection_paused()
@@ -51,6 +53,7 @@ class DependencyGraph:
         self, traced: Trace, others: Sequence[Trace] = (), branches: Sequence[Trace] = ()
     ) -> None:
         self.traced = traced
+        self.origin: nn.Module | None = None
         self.in_modes, self._aside = walk(traced, others, branches)
         self.propagation = self.in_modes[0]
         self.groups: tuple[Group, ...] = find_groups(self.propagation)

@@ -143,6 +143,38 @@ class Plan:
 
         return apply_plan(self, model, inplace)
 
+    def standard(self, model: nn.Module | None = None) -> dict[str, Any] | None:
+        """What a stock library has to be told to build the pruned model itself.
+
+        Parameters
+        ----------
+        model : nn.Module, optional
+            The model that the plan was made for, or what it made of it; not changed. Only a plan
+            that was read, or that a pruned model carries, does not know it.
+
+        Returns
+        -------
+        dict or None
+            ``{"library": "timm", "name": name, "arguments": {argument: value}}``, for
+            ``"transformers"`` the name of a class and the entries of its configuration. What it
+            builds takes the state dict of the pruned model strictly and computes the same. None
+            where no arguments are known to build it.
+
+        Raises
+        ------
+        DepgraphError
+            When the plan does not know the model.
+
+        Notes
+        -----
+        Proposed by the number of units that groups of a kind have left in common; proven by
+        building it without data, and comparing names, shapes, classes, attributes and every op of
+        a trace in both modes with those of the pruned model.
+        """
+        from depgraph.standard import standard_of  # which applies plans
+
+        return standard_of(self, model)
+
     def to_json(self) -> str:
         """The plan as JSON text."""
         return json.dumps(self.to_dict(), indent=1)

@@ -13,6 +13,7 @@ from torch import nn
 
 from depgraph._collection import collection_paused
 from depgraph._edits import Edits
+from depgraph._guard import guard
 from depgraph._inputs import example_from_spec
 from depgraph._slicer import Slicer
 from depgraph.errors import DepgraphError
@@ -44,6 +45,7 @@ def apply_plan(plan: Plan, model: nn.Module, inplace: bool = False) -> nn.Module
     if inplace:
         edits.apply(model)
         small = model
+    guard(small)
     _remember(dataclasses.replace(plan, factors=slicer.rescalings.factors), small)
     return small
 

@@ -31,8 +31,8 @@ from depgraph._files import checksum, inside
 from depgraph._manifest import BEFORE, FORMAT, NAME, Manifest, read_manifest
 from depgraph._modules import structural_copy
 from depgraph._outline import facts, first_difference, ops
-from depgraph._placing import held, registered
-from depgraph._replay import place, rebuild, without_data
+from depgraph._placing import held, registered, without_data
+from depgraph._replay import place, rebuild
 from depgraph.checkpoint import INDEX, WEIGHTS, Checkpoint, weight_files
 from depgraph.errors import DepgraphError
 from depgraph.files import set_modes as set_file_modes

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from depgraph import DependencyGraph, DepgraphError, Plan, trace
+from depgraph.standard import make_standard
 from pruners._choices import AUTO
 from pruners._finite import check_weights
 from pruners.allocation import PER, allocator
@@ -24,6 +25,7 @@ from pruners.latency import LatencyModel
 from pruners.metrics import Batch, Metric, make_metric
 from pruners.own import own_choices
 from pruners.scoring import scored_on, shared_samples
+from pruners.standard import standard_allocator
 
 _log = logging.getLogger(__name__)
 
@@ -47,6 +49,7 @@ def prune(
     compensate: bool | None = None,
     num_calibration: int | None = None,
     per_head: bool = False,
+    standard: bool = False,
     seed: int = 0,
     loss: Loss | None = None,
     latency: LatencyModel | Mapping[str, Any] | None = None,
@@ -83,6 +86,10 @@ def prune(
     per_head : bool
         Let each head keep head dims of its own, as many as the others (`pruners.own`). Principal
         directions are each head's own already: only without compensation.
+    standard : bool
+        Cut so that a stock library's constructor builds the result (`depgraph.Plan.standard`): as
+        many units of a kind in every block, in counts that go together. The result is that
+        library's model, with a configuration of its sizes, and carries no plan.
     seed : int
         For the random metric.
     loss : callable, optional
@@ -130,6 +137,7 @@ def prune(
         compensate=compensate,
         num_calibration=num_calibration,
         per_head=per_head,
+        standard=standard,
         seed=seed,
         loss=loss,
         latency=latency,
@@ -137,6 +145,8 @@ def prune(
     small = cut.plan.apply(cut.model)
     if cut.calibration:
         refit(cut.model, small, cut.plan, cut.calibration)
+    if standard:
+        make_standard(small)
     return small, cut.plan
 
 
@@ -172,6 +182,7 @@ def plan_cut(
     compensate: bool | None = None,
     num_calibration: int | None = None,
     per_head: bool = False,
+    standard: bool = False,
     seed: int = 0,
     loss: Loss | None = None,
     latency: LatencyModel | Mapping[str, Any] | None = None,
@@ -183,7 +194,7 @@ def plan_cut(
     ----------
     model, example_inputs, metric, ratio, batches, num_samples, compensate, num_calibration
         As in `prune`.
-    per_head, seed, loss, latency
+    per_head, standard, seed, loss, latency
         As in `prune`.
     **choices
         The other arguments of `prune`.
@@ -208,11 +219,14 @@ def plan_cut(
         )
     graph = trace(model, example_inputs)
     check_weights(model)
+    if standard:
+        choices = {**choices, **_of_standard(**choices)}
     choices = with_defaults(scorer, ratio=ratio, **choices)
     defaults = {"batch_size": _batch_of(example_inputs), **clock_of(model)}
     if not any(tensor.is_meta for tensor in model.parameters()):
         defaults["model"] = model
-    choose = allocator(graph, **with_latency(graph, choices, latency, **defaults))  # refuses first
+    choices = with_latency(graph, choices, latency, **defaults)
+    choose = (standard_allocator if standard else allocator)(graph, **choices)  # refuses first
     if loss is not None and hasattr(scorer, "loss"):
         scorer.loss = loss
     calibration: list[Batch] = []
@@ -230,6 +244,17 @@ def plan_cut(
         said = scorer.name, 100 * params, 100 * macs
         _log.info("cut by %s: %.1f%% of the parameters stay, %.1f%% of the MACs", *said)
     return PlannedCut(model, graph, plan, calibration)
+
+
+def _of_standard(
+    scope: str = "global", per: str | None = None, round_to: int | str | None = None, **_: Any
+) -> dict[str, Any]:
+    """What `standard` makes of arguments that compare groups."""
+    if scope == "isomorphic" or per not in (None, "unit"):
+        raise DepgraphError(
+            "standard keeps as many units in every block; leave out scope and per, or standard"
+        )
+    return {"scope": "uniform", "per": "unit", "round_to": 1 if round_to is None else round_to}
 
 
 def with_defaults(

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -132,3 +134,40 @@ def test_a_place_that_cannot_be_written_is_named(invoke: Invoke, tmp_path: Path)
 def test_a_missing_model_is_a_sentence(invoke: Invoke, tmp_path: Path) -> None:
     result = invoke("export", tmp_path / "nothing", "--format=pt2")
     assert result.exit_code == 1 and "is no directory" in result.stderr
+
+
+_TORCH_ALONE = """
+import sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {refused}:
+            raise ImportError(name + " is not here")
+
+sys.meta_path.insert(0, Refuse())
+import torch
+
+program = torch.export.load(sys.argv[1]).module()
+expected = torch.load(sys.argv[2], weights_only=True)
+for images, wanted in expected:
+    torch.testing.assert_close(program(images), wanted)
+print(sorted(name for name in sys.modules if name.partition(".")[0] in {refused}))
+"""
+
+
+@pytest.mark.parametrize("name", ["vit_base_patch16_224", "beit_base_patch16_224"])
+def test_a_pt2_file_needs_torch_alone(invoke: Invoke, tmp_path: Path, name: str) -> None:
+    small = save_pruned(name, tmp_path / "small").eval()
+    out = tmp_path / "served.pt2"
+    args = ("export", tmp_path / "small", "--format=pt2", "--out", out, "--seconds=0")
+    result = invoke(*args, "--json")
+    assert result.exit_code == 0, result.output
+    with torch.no_grad():
+        pairs = [(images(batch), small(images(batch))) for batch in (1, 2, 7)]
+    torch.save(pairs, tmp_path / "pairs.pt")
+    refused = {"depgraph", "pruners", "domains", "cli", "timm", "transformers", "safetensors"}
+    code = _TORCH_ALONE.replace("{refused}", repr(refused))
+    command = [sys.executable, "-W", "ignore", "-c", code, str(out), str(tmp_path / "pairs.pt")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
