@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import keyword
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -26,7 +27,12 @@ class Conditions:
     """The text of one such function, line by line; ``self`` is the module."""
 
     def __init__(self, signature: inspect.Signature) -> None:
-        self._held: dict[str, Any] = {"Tensor": Tensor, "torch": torch, "int_like": _is_int}
+        self._held: dict[str, Any] = {
+            "Tensor": Tensor,
+            "torch": torch,
+            "math": math,  # as guards are printed
+            "int_like": _is_int,
+        }
         self._head = self._signature(signature)
         self._lines: list[str] = []
 

@@ -9,6 +9,7 @@ any other op is remembered by its arguments' shapes.
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from types import FrameType
@@ -55,6 +56,9 @@ _NONE: Mapping[Any, bool] = {}
 _NO_TURNS: Mapping[Any, int] = {}
 _HINTS = {torch.ops.aten.repeat_interleave.self_int: "output_size"}
 """Arguments that only repeat what follows from the others, and that a cut would make wrong."""
+
+
+_SLICE = torch.ops.aten.slice.Tensor
 
 
 class UnknownValue(RuntimeError):
@@ -257,6 +261,8 @@ class Recorder(ProxyTorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         self.running = func
+        if func is _SLICE and not kwargs and self._is_all(*args):
+            return args[0]  # torch itself leaves it out now and then, as of ``y[:, :k]`` the first
         if not is_traced((args, kwargs)) and not creates(func) and not self._is_held(args):
             # on constants alone: computed for real, wherever the model thinks that it runs
             return func(*self._map(args, off_meta), **self._map_values(kwargs, off_meta))
@@ -290,6 +296,16 @@ class Recorder(ProxyTorchDispatchMode):
         return bool(self.looked_up) and any(
             id(leaf) in self.looked_up for leaf in pytree.tree_leaves(args)
         )
+
+    def _is_all(
+        self, tensor: Tensor, dim: int = 0, start: Any = 0, end: Any = None, step: int = 1
+    ) -> bool:
+        """Whether a slice takes all there is."""
+        ends = (None, sys.maxsize, self.number(tensor.size(dim)))
+        if step != 1 or self.number(start) not in (None, 0) or self.number(end) not in ends:
+            return False
+        # of sizes that are symbols a guard says so, too
+        return not start and (self.number(end) in ends[:2] or bool(end == tensor.size(dim)))
 
     def _answer(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """What an op that reads a tensor gives."""

@@ -7,6 +7,7 @@ so that an expression and its guards together are right at every size, or say th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,6 +42,17 @@ class _Given(Source):
         return GuardSource.CONSTANT
 
 
+def _whole(function: Callable[[Any], int]) -> Any:
+    """A function of Python that a proxy does not pass on, as a node of its graph."""
+
+    def applied(x: Any, dtype: torch.dtype) -> Any:
+        if not isinstance(x, fx.Proxy):
+            return function(x)
+        return x.tracer.create_proxy("call_function", function, (x,), {})
+
+    return staticmethod(applied)
+
+
 class _Arithmetic(PythonReferenceAnalysis):
     """Python's own arithmetic, for nodes of a graph as well as for numbers."""
 
@@ -49,6 +61,10 @@ class _Arithmetic(PythonReferenceAnalysis):
         return a / b
 
     truediv = int_truediv
+    floor_to_int = _whole(math.floor)
+    ceil_to_int = _whole(math.ceil)
+    round_to_int = _whole(round)
+    trunc_to_int = _whole(math.trunc)
 
 
 class Symbols:

@@ -38,6 +38,7 @@ _plain: dict[str, Any] = {}
 """What is done to calls and attributes of modules when no one watches."""
 _plain_index: Any = torch._C.TensorBase.__getitem__
 _plain_device: Any = torch._C.TensorBase.device
+_plain_requires_grad: Any = torch._C.TensorBase.requires_grad
 _here = threading.local()
 """Has the device that the forward thinks it runs on, in a thread that records one."""
 
@@ -90,6 +91,15 @@ def _device(tensor: Tensor) -> torch.device:
     return here if told and here is not None else device
 
 
+def _requires_grad(tensor: Tensor) -> bool:
+    """What other code than torch's is told of a tensor without data: what holds in training."""
+    wanted: bool = _plain_requires_grad.__get__(tensor)
+    if wanted or isinstance(tensor, nn.Parameter) or getattr(_here, "device", None) is None:
+        return wanted
+    in_training = _plain_device.__get__(tensor).type == "meta" and torch.is_grad_enabled()
+    return in_training and tensor.is_floating_point() and is_foreign(sys._getframe(1))
+
+
 @contextmanager
 def thought_on(device: torch.device) -> Iterator[None]:
     """Let code of this thread take tensors without data for tensors on a device."""
@@ -120,6 +130,8 @@ def ready_to_watch() -> Iterator[None]:
             nn.Module.training = property(_mode, _set_mode)  # type: ignore[assignment]
             Tensor.__getitem__ = _index  # type: ignore[assignment, method-assign]
             Tensor.device = property(_device)  # type: ignore[assignment]
+            asked = property(_requires_grad, _plain_requires_grad.__set__)
+            Tensor.requires_grad = asked  # type: ignore[assignment]
     try:
         yield
     finally:
@@ -130,6 +142,7 @@ def ready_to_watch() -> Iterator[None]:
                 del nn.Module.training
                 del Tensor.__getitem__
                 del Tensor.device
+                del Tensor.requires_grad
 
 
 @contextmanager

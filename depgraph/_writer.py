@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.node import map_aggregate
+from torch.fx.node import map_aggregate, map_arg
 from torch.utils import _pytree as pytree
 
 from depgraph._calls import ModuleCall, Unread, is_named_tuple
@@ -232,11 +232,24 @@ class Writer:
         self._made[raw] = self._called(target, args, kwargs)
 
     def _called(self, target: Any, args: Any, kwargs: Any) -> fx.Node:
-        """A call of an op; by the tensor's method where ``torch.jit.trace`` would fix its sizes."""
-        name = getattr(target, "_opname", "")
-        if name in _METHODS and not kwargs:
-            return self._graph.call_method(name, args)
-        return self._graph.call_function(target, args, kwargs)
+        """A call of an op; one with open sizes as Python code calls it.
+
+        What ``torch.ops`` is given ``torch.jit.trace`` takes for constants.
+        """
+        name, numbers = getattr(target, "_opname", ""), set(self._expressions.values())
+        if numbers.isdisjoint(_nodes((args, kwargs))):
+            return self._graph.call_function(target, args, kwargs)
+        if name == "slice" and not kwargs:
+            source, dim, *bounds = args
+            lead = (slice(None),) * dim if dim >= 0 else (Ellipsis,)
+            where = (*lead, slice(*bounds), *(slice(None),) * (-1 - dim))
+            return self._graph.call_function(getitem, (source, where))
+        first = target._schema.arguments[0]
+        if (first.name, str(first.type)) == ("self", "Tensor") and hasattr(Tensor, name):
+            kwargs = {key: value for key, value in kwargs.items() if key != "implicit"}
+            return self._graph.call_method(name, args, kwargs)
+        named = getattr(torch, name, None) or getattr(torch._C._nn, name, None)
+        return self._graph.call_function(named or target, args, kwargs)
 
     def _device(self) -> fx.Node:
         """Where the module's inputs are, wherever it was traced."""
@@ -381,13 +394,11 @@ class Writer:
         return node
 
 
-_METHODS = frozenset(
-    {
-        *("view", "reshape", "expand", "repeat", "unflatten", "select", "split_with_sizes"),
-        *("new_zeros", "new_ones", "new_empty", "new_full"),
-    }
-)
-"""Ops with sizes among their arguments that tensors have as methods of the same arguments."""
+def _nodes(value: Any) -> list[fx.Node]:
+    """All nodes within arguments, in order."""
+    found: list[fx.Node] = []
+    map_arg(value, found.append)
+    return found
 
 
 def _is_open(size: Any) -> bool:

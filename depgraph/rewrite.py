@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from depgraph._alike import Likeness, UnlikeError
 from depgraph._calls import ModuleCall, Unread
 from depgraph._conditions import Conditions, Fits, autocast_of
 from depgraph._folding import constants_property, constants_readable, split_constants
-from depgraph._given import Given, Path, Reader, leaves_of, renewed
+from depgraph._given import Given, Path, Reader, Symbol, leaves_of, renewed
 from depgraph._modules import named_modules, named_tensors
 from depgraph._skeleton import Skeleton, Traced
 from depgraph._writer import Writer
@@ -44,10 +45,20 @@ _KEPT = 64
 
 @dataclass(frozen=True)
 class _Written:
-    """A forward for some of the calls, and which these are."""
+    """A forward for some of the calls, and which these are.
+
+    Attributes
+    ----------
+    fits : callable
+        Whether a call is one of these.
+    forward : callable
+    sizes : str
+        What these calls' sizes have to be equal to, as code; empty where any will do.
+    """
 
     fits: Fits
     forward: Forward
+    sizes: str
 
 
 class Rewriter:
@@ -211,11 +222,20 @@ class Rewrite:
 
     def forward_for(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Forward:
         """The forward that was written for a call like this one; written now where none was."""
-        with _not_tracing():
-            for written in self._written:
-                if written.fits(module, *args, **kwargs):
-                    return written.forward
-            return self._write_for(module, args, kwargs).forward
+        with _not_tracing() as tracing:
+            found = (w for w in self._written if w.fits(module, *args, **kwargs))
+            written = next(found, None)
+            if written is None:
+                written = self._write_for(module, args, kwargs)
+            if tracing and written.sizes:
+                warnings.warn(
+                    f"{self.where} has a forward that was rewritten for calls with "
+                    f"{written.sizes} (n0, n1, ... are sizes of its inputs, in order); the "
+                    "TorchScript trace may be wrong at others: use torch.export, or trace at each",
+                    torch.jit.TracerWarning,
+                    stacklevel=2,
+                )
+            return written.forward
 
     def _write_for(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> _Written:
         bound = self._signature.bind(*args, **kwargs)
@@ -267,10 +287,17 @@ class Rewrite:
         if writer.switches_gradients:
             forward = _restoring_gradients(forward)
         if traced.symbols is not None:
-            conditions.guards(traced.symbols.guards())
+            guards = traced.symbols.guards()
         else:
-            conditions.guards(f"n{i} == {size}" for i, size in enumerate(given.hints))
-        made = _Written(conditions.compiled(), forward)
+            guards = [f"n{i} == {size}" for i, size in enumerate(given.hints)]
+        conditions.guards(guards)
+        widths = {  # the weights, too, say what these are
+            f"n{dims[-1].number} == {given.hints[dims[-1].number]}"
+            for dims in (tensor.dims for tensor in given.tensors.values())
+            if dims and isinstance(dims[-1], Symbol)
+        }
+        sizes = " and ".join(guard for guard in guards if "==" in guard and guard not in widths)
+        made = _Written(conditions.compiled(), forward, sizes)
         self._written = (*self._written[1 - _KEPT :], made)
         return made
 
@@ -340,16 +367,16 @@ def _meta(value: Any) -> Any:
 
 
 @contextmanager
-def _not_tracing() -> Iterator[None]:
-    """Sizes are numbers, whatever ``torch.jit.trace`` makes of them outside."""
+def _not_tracing() -> Iterator[bool]:
+    """Sizes are numbers, whatever ``torch.jit.trace`` makes of them outside; whether it does."""
     if not torch.jit.is_tracing():
-        yield
+        yield False
         return
     torch_c: Any = torch._C
     state = torch_c._get_tracing_state()
     torch_c._set_tracing_state(None)
     try:
-        yield
+        yield True
     finally:
         torch_c._set_tracing_state(state)
 

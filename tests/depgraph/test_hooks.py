@@ -185,3 +185,26 @@ def test_a_layer_that_torch_keeps_normalised_by_a_hook_is_traced_with_it() -> No
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), torch.nn.utils.spectral_norm(nn.Linear(6, 2)))
     graph = depgraph.trace(model.eval(), torch.randn(3, 4))
     assert not graph.prunable
+
+
+class GradientHook(nn.Module):
+    """Doubles a gradient, where there is one, in a forward that has a width in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 12), nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x).view(len(x), 4, 3).tanh().flatten(1)
+        if y.requires_grad:
+            y.register_hook(lambda gradient: gradient * 2)
+        result: Tensor = self.b(y)
+        return result
+
+
+def test_a_gradient_hook_in_a_forward_that_is_rewritten_is_not_lost_in_silence() -> None:
+    model = GradientHook().eval()
+    graph = depgraph.trace(model, torch.zeros(2, 8))
+    plan = graph.plan({group.name: range(0, group.size, 2) for group in graph.prunable})
+    with pytest.raises(depgraph.DepgraphError, match="register a hook"):
+        plan.apply(model)
