@@ -108,6 +108,8 @@ def check_run_place(out: Path, stages: Iterable[str], *, resume: bool, force: bo
     own = _is_run(out, stages)
     if force and not (own and resume):
         forget_run(out, stages)
+        for stage in stages:
+            check_model_place(out / stage, True)
     elif not own:
         check_files([out / name for name in ("result.json", "report.html")], False)
         check_files([out / f"{stage}.json" for stage in stages], False)
