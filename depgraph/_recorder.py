@@ -176,6 +176,7 @@ class Recorder(ProxyTorchDispatchMode):
         if id(tensor) in self._given:
             return self._given[id(tensor)]
         value = self._given[id(tensor)] = on_meta(tensor)
+        value.depgraph_given = True  # type: ignore[attr-defined]  # see `_watch`
         placeholder = self.make.placeholder(f"input_{len(self.inputs)}")
         self.inputs.append(self._note(placeholder, value))
         if tells_how(tensor):

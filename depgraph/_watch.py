@@ -92,9 +92,11 @@ def _device(tensor: Tensor) -> torch.device:
 
 
 def _requires_grad(tensor: Tensor) -> bool:
-    """What other code than torch's is told of a tensor without data: what holds in training."""
+    """What other code than torch's is told of what it computed: what holds in training."""
     wanted: bool = _plain_requires_grad.__get__(tensor)
     if wanted or isinstance(tensor, nn.Parameter) or getattr(_here, "device", None) is None:
+        return wanted
+    if getattr(tensor, "depgraph_given", False):
         return wanted
     in_training = _plain_device.__get__(tensor).type == "meta" and torch.is_grad_enabled()
     return in_training and tensor.is_floating_point() and is_foreign(sys._getframe(1))
