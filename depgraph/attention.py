@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 
 from torch import fx
 
@@ -57,7 +58,10 @@ def attention_products(p: Propagation) -> Iterator[AttentionProduct]:
 def _nearest_product(
     p: Propagation, node: fx.Node, forward: bool
 ) -> tuple[fx.Node | None, fx.Node]:
-    """The matrix product before or after a node, and the last value between, all of its shape."""
+    """The matrix product before or after a node, and the last value between.
+
+    All of its shape, or of another view of it: shifted windows take their mask in one.
+    """
     size = shape(node)
     seen, queue = set(), [node]
     while queue:
@@ -68,7 +72,7 @@ def _nearest_product(
             seen.add(near)
             if _is_product(p, near) and (forward or shape(near) == size):
                 return near, at
-            if shape(near) == size:
+            if prod(shape(near)) == prod(size):
                 queue.append(near)
     return None, node
 

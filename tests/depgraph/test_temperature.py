@@ -98,6 +98,19 @@ def test_a_scale_that_is_passed_on_stays_and_so_do_the_weights() -> None:
 
 
 @torch.no_grad()
+def test_shifted_windows_whose_mask_is_added_in_another_view_are_exact_both_ways() -> None:
+    windows = {"img_size": 32, "patch_size": 2, "window_size": 4}
+    sizes = {"embed_dim": 32, "depths": (2,), "num_heads": (2,), "num_classes": 3}
+    made = timm.create_model("swin_tiny_patch4_window7_224", **windows, **sizes)
+    model = randomise(made.eval())
+    small, expected = cut(model, (images(),))
+    for fused in (True, False):
+        for block in small.layers[0].blocks:
+            block.attn.fused_attn = fused
+        assert relative_difference(small(images()), expected) < 1e-5
+
+
+@torch.no_grad()
 def test_cosine_attention_has_no_temperature_by_width() -> None:
     model = randomise(
         timm.create_model(
