@@ -41,6 +41,18 @@ def filled(before: dict[tuple[nn.Module, str], int]) -> frozenset[Cache]:
     )
 
 
+def remembering(model: nn.Module) -> frozenset[Cache]:
+    """The dicts of tensors that a model's modules hold."""
+    return frozenset(
+        (type(module), name)
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if type(value) is dict
+        and name not in _OF_EVERY_MODULE
+        and any(isinstance(item, Tensor) for item in value.values())
+    )
+
+
 def forget(model: nn.Module, caches: frozenset[Cache]) -> None:
     """Drop the tensors in a model's caches: they may be of other sizes than it has now."""
     for module in model.modules():

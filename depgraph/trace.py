@@ -14,14 +14,14 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from depgraph._caches import Cache, caches_bypassed, filled, filling
+from depgraph._caches import Cache, caches_bypassed, filled, filling, forget, remembering
 from depgraph._calls import ModuleCall
 from depgraph._collection import collection_paused
 from depgraph._hooks import without_observers
@@ -258,15 +258,37 @@ def _in_sight(
     answers: Mapping[Any, bool],
     make: Maker,
 ) -> _Recorded:
-    """What is recorded, with what torch does past its dispatcher where the forward needs that."""
+    """What is recorded, with what torch does past its dispatcher where the forward needs that.
+
+    Tables that the forward fills anew are empty at first: what an earlier call left in them is not
+    made from the parameters any more.
+    """
+    tables = remembering(model)
+    if tables:
+        try:
+            recorded = _seen(model, args, kwargs, partial(make, answers), tables)
+        except TraceError:
+            return _seen(model, args, kwargs, partial(make, answers))
+        if tables <= recorded[3]:
+            return recorded
+    return _seen(model, args, kwargs, partial(make, answers))
+
+
+def _seen(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    make: Callable[[], Recorder],
+    emptied: frozenset[Cache] = frozenset(),
+) -> _Recorded:
     try:
-        recorded = _recorded(model, args, kwargs, make(answers))
+        recorded = _recorded(model, args, kwargs, make(), emptied=emptied)
     except TraceError as error:
         if isinstance(error.__cause__, UnknownValue):
             raise
-        recorded = _recorded(model, args, kwargs, make(answers), OutOfSight)
+        recorded = _recorded(model, args, kwargs, make(), OutOfSight, emptied=emptied)
     if recorded[0].repeats is not None and not recorded[0].repeats.are_proven():
-        recorded = _recorded(model, args, kwargs, make(answers), OutOfSight, alike=False)
+        recorded = _recorded(model, args, kwargs, make(), OutOfSight, False, emptied)
     return recorded
 
 
@@ -277,9 +299,11 @@ def _recorded(
     recorder: Recorder,
     sight: Callable[[Recorder], AbstractContextManager[Any]] = nullcontext,
     alike: bool = True,
+    emptied: frozenset[Cache] = frozenset(),
 ) -> _Recorded:
     """A recorder that has seen one forward, the tensors' nodes by name, output and caches."""
     model = without_observers(structural_copy(model))
+    forget(model, emptied)
     alike = alike and recorder.can_repeat
     attributes = held_tensors(model)
     recorder.looked_up = frozenset(attributes) if recorder.looks_up else frozenset()
