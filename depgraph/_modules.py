@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import types
 from collections import OrderedDict
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -99,14 +98,6 @@ def structural_copy(model: nn.Module) -> nn.Module:
                 _detach(value, memo)
                 state[name] = copy.deepcopy(value, memo)
     return copy.deepcopy(model, memo)
-
-
-def with_classes(model: nn.Module, classes: Mapping[str, type[nn.Module]]) -> nn.Module:
-    """A copy of a model that shares its tensors, with other classes for some modules."""
-    copy = structural_copy(model)
-    for name, cls in classes.items():
-        copy.get_submodule(name).__class__ = cls
-    return copy
 
 
 def held_tensors(model: nn.Module) -> dict[int, tuple[Any, ...]]:

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
@@ -270,8 +270,3 @@ def _agree(numbers: Trace, raw: Trace) -> bool:
         (a.name, a.start, a.end, a.depth) == (b.name, b.start, b.end, b.depth)
         for a, b in zip(numbers.calls, raw.calls, strict=True)
     )
-
-
-def nodes_of(traced: Traced) -> dict[fx.Node, fx.Node]:
-    """For each raw node the one with numbers."""
-    return dict(zip(traced.raw.nodes, traced.numbers.nodes, strict=True))
