@@ -64,11 +64,6 @@ class Conditions:
             text = f"{self._hold(autocast_at)}({spelled(first.places[0])})"
             self._need(f"{text} == {self._hold(autocast)}")
 
-    def on_meta(self, given: Given) -> None:
-        """Ask for tensors without data."""
-        first = next(iter(given.tensors.values()))
-        self._need(f"{spelled(first.places[0])}.is_meta")
-
     def module(self, modes: Iterable[tuple[str, bool]], types: Iterable[tuple[str, Any]]) -> None:
         """Ask for modes of modules and types of tensors, by their names within the module."""
         for name, mode in modes:

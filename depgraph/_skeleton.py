@@ -92,7 +92,6 @@ class Skeleton:
         dropped: frozenset[Path],
         autocast: tuple[str, torch.dtype] | None,
         flags: tuple[Any, ...],
-        in_numbers: bool = False,
     ) -> Traced:
         """The forward of a call, in these modes and types of tensors, by their names.
 
@@ -108,8 +107,6 @@ class Skeleton:
             The kind of device on which autocast is on, and to what type.
         flags : tuple
             What else the forward may see of its module, hashable.
-        in_numbers : bool
-            Trace once, at these sizes alone: enough for a proof without data.
 
         Raises
         ------
@@ -118,16 +115,7 @@ class Skeleton:
         """
         with self._lock, _without_global_hooks():
             grad = torch.is_grad_enabled()
-            key = (
-                given.key,
-                in_numbers,
-                grad,
-                dropped,
-                autocast,
-                flags,
-                *modes.items(),
-                *types.items(),
-            )
+            key = (given.key, grad, dropped, autocast, flags, *modes.items(), *types.items())
             if key[0] is not None and key in self._traces:
                 self._traces.move_to_end(key)
                 return self._traces[key]
@@ -135,9 +123,7 @@ class Skeleton:
                 module.training = modes.get(name, module.training)
             self._retype(types)
             with self._holding(buffers):
-                kind = autocast and autocast[0]
-                trace = _traced_in_numbers if in_numbers else _traced
-                made = trace(self.module, given, grad, dropped, kind)
+                made = _traced(self.module, given, grad, dropped, autocast and autocast[0])
             if key[0] is not None and not made.numbers.reads:
                 self._traces[key] = made
                 while len(self._traces) > _KEPT_TRACES:
@@ -196,15 +182,6 @@ def _on_meta(tensor: torch.Tensor, dtype: Any) -> torch.Tensor:
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(made, requires_grad=tensor.requires_grad)
     return made
-
-
-def _traced_in_numbers(
-    module: nn.Module, given: Given, grad: bool, dropped: frozenset[Path], autocast: str | None
-) -> Traced:
-    example = given.example()
-    make = partial(ModuleRecorder, dropped=dropped, autocast=autocast)
-    numbers = trace_with(module, example.args, example.kwargs, make, grad)
-    return Traced(numbers, numbers, None, grad)
 
 
 def _traced(

@@ -212,16 +212,13 @@ class Rewrite:
         return self  # what it says does not change, and copies of a module share their class
 
     def write_traced(self, module: nn.Module, call: ModuleCall, modes: dict[str, bool]) -> None:
-        """Write the forward of the call in a trace, for meta tensors: the proof that it fits.
-
-        One for data, with open sizes, is written when it is called.
-        """
+        """Write the forward of the call in a trace; another mode is written when it is called."""
         bound = self._signature.bind(*call.args, **call.kwargs)
         bound.apply_defaults()
         values = {key: _meta(value) for key, value in bound.arguments.items()}
         bound.arguments.update(values)
         given = self._reader.read(bound, dense=True)
-        self._write(module, given, modes, in_numbers=bool(given.tensors))
+        self._write(module, given, modes)
 
     def forward_for(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Forward:
         """The forward that was written for a call like this one; written now where none was."""
@@ -246,16 +243,12 @@ class Rewrite:
         given = self._reader.read(bound, dense=False)
         return self._write(module, given, {name: m.training for name, m in _modules(module)})
 
-    def _write(
-        self, module: nn.Module, given: Given, modes: dict[str, bool], in_numbers: bool = False
-    ) -> _Written:
+    def _write(self, module: nn.Module, given: Given, modes: dict[str, bool]) -> _Written:
         # whatever records or transforms outside (a trace, an export) sees none of this
         with self._lock, _disable_current_modes():
-            return self._write_unseen(module, given, modes, in_numbers)
+            return self._write_unseen(module, given, modes)
 
-    def _write_unseen(
-        self, module: nn.Module, given: Given, modes: dict[str, bool], in_numbers: bool
-    ) -> _Written:
+    def _write_unseen(self, module: nn.Module, given: Given, modes: dict[str, bool]) -> _Written:
         live = self._left(named_tensors(module)[0])
         was = self.skeleton.types
         # a tensor that the sliced module is without goes with those of its type
@@ -271,15 +264,13 @@ class Rewrite:
             vars(self.skeleton.module.get_submodule(name))[key] = value
         buffers = {n: x for n, x in live.items() if not isinstance(x, nn.Parameter)}
         autocast = autocast_of(given.leaves())
-        state = (self._dropped, autocast, tuple(flags.items()), in_numbers)
+        state = (self._dropped, autocast, tuple(flags.items()))
         traced = self.skeleton.traced(given, modes, types, buffers, *state)
         p = self._propagated(given, traced)
         kept = {given.atoms[a]: units for a, units in self._kept.items() if a in given.atoms}
         conditions = Conditions(self._signature)
         conditions.take(given)
         conditions.autocast(given, autocast)
-        if in_numbers:
-            conditions.on_meta(given)
         present = self._left(named_modules(module))
         asked = [(name, mode) for name, mode in modes.items() if name in present]
         conditions.module(
