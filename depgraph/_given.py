@@ -28,6 +28,12 @@ Path = tuple[Any, ...]
 """Keys that lead to a leaf: the parameter's name first."""
 
 
+class Attribute(str):
+    """A name in a path that is an attribute, as no key of a dict can be."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True)
 class Symbol:
     """A dimension, or an integer, that the caller chose.
@@ -182,7 +188,7 @@ def leaves_of(arguments: Any) -> list[tuple[Path, Any]]:
 
 def _key(entry: Any) -> Any:
     if isinstance(entry, pytree.GetAttrKey):
-        return f".{entry.name}"
+        return Attribute(entry.name)
     return entry.idx if isinstance(entry, pytree.SequenceKey) else entry.key
 
 
@@ -375,5 +381,5 @@ def spelled(path: Path) -> str:
     """A path as code."""
     text = str(path[0])
     for key in path[1:]:
-        text += key if isinstance(key, str) and key.startswith(".") else f"[{key!r}]"
+        text += f".{key}" if isinstance(key, Attribute) else f"[{key!r}]"
     return text

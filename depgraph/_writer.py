@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from depgraph._calls import ModuleCall, Unread, is_named_tuple
 from depgraph._calls import Path as OutputPath
-from depgraph._given import Given, Path, Symbol
+from depgraph._given import Attribute, Given, Path, Symbol
 from depgraph._meta import META
 from depgraph._skeleton import Traced
 from depgraph._symbols import SYMBOLIC, divides, pin
@@ -119,8 +119,8 @@ class Writer:
         """An argument, or what it holds at some place."""
         if path not in self._places:
             source, key = self._place(path[:-1]), path[-1]
-            named = isinstance(key, str) and key.startswith(".")
-            part = (getattr, (source, key[1:])) if named else (getitem, (source, key))
+            named = isinstance(key, Attribute)
+            part = (getattr, (source, str(key))) if named else (getitem, (source, key))
             self._places[path] = self._graph.call_function(*part)
         return self._places[path]
 
