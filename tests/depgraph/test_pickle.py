@@ -66,7 +66,8 @@ def test_a_spawned_process_gets_the_model() -> None:
     process.start()
     got = torch.from_numpy(queue.get(timeout=300))
     process.join()
-    assert torch.equal(got, small(images()))
+    # Another process has another number of threads: the sums' order differs, not the model.
+    torch.testing.assert_close(got, small(images()))
 
 
 class Scored(Dataset[Tensor]):
@@ -86,4 +87,4 @@ def test_workers_of_a_loader_get_the_model() -> None:
     items = Scored(cut())
     loader = DataLoader(items, batch_size=1, num_workers=1, multiprocessing_context="spawn")
     got = torch.cat(list(loader))
-    assert torch.equal(got, torch.stack([items[0], items[1]]))
+    torch.testing.assert_close(got, torch.stack([items[0], items[1]]))
