@@ -1,13 +1,15 @@
-"""Tells whether a model couples the same dimensions in training as in evaluation, part by part.
+"""Tells whether a model couples the same dimensions in training as in evaluation.
 
-Its forward can differ only through a module that reads its mode. Where each of these gives the same
-shapes in both modes, and joins and reduces the same dimensions on the way, all the rest runs the
-same ops: a drop-out, a batch norm, a stochastic depth. The model is not run again.
+Its forward can differ only through a module that reads its mode. So each of these runs in the other
+mode, once for all that are alike, and both forwards are numbered value by value: equal ops on equal
+values get equal numbers, and what treats every element alike (a drop-out, a stochastic depth, a
+scale) passes its operand's on. Where all numbers are the same, so are the couplings.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -15,24 +17,24 @@ from torch.utils import _pytree as pytree
 
 from depgraph._alike import UnlikeError, looks, plain_key
 from depgraph._calls import UNREAD, ModuleCall
-from depgraph._modules import structural_copy
+from depgraph._modules import named_tensors, structural_copy
 from depgraph._watch import ready_to_watch
-from depgraph.axes import Atom, Axis, Concat
-from depgraph.propagate import Propagation, op_name
+from depgraph.propagate import op_name
 from depgraph.trace import Trace, TraceError, shape, trace_forward
 
-_NEUTRAL = frozenset(
+_PASSING = frozenset(
     f"aten.{name}"
-    for name in (
-        *("dropout", "feature_dropout", "bernoulli", "empty", "new_empty", "empty_like", "rand"),
-        *("rand_like", "mul", "div", "detach", "clone", "to", "_to_copy"),
-    )
+    for name in ("dropout", "feature_dropout", "detach", "clone", "contiguous", "to", "_to_copy")
 )
-"""Ops that treat every element alike and give zero at zero; what they join, the axes tell."""
+_SCALING = frozenset({"aten.mul", "aten.div"})
+_MAKING = frozenset(
+    f"aten.{name}" for name in ("empty", "new_empty", "rand", "new_zeros", "new_ones", "new_full")
+)
+"""Ops whose result may be noise for each sample, as stochastic depth draws it."""
 
 
-def couples_alike(trace: Trace, model: nn.Module) -> bool:
-    """Whether it is proven that a model couples the same dimensions in both modes.
+def parts_couple_alike(trace: Trace, model: nn.Module) -> bool:
+    """Whether it is proven, part by part, that a model couples the same dimensions in both modes.
 
     Parameters
     ----------
@@ -46,24 +48,59 @@ def couples_alike(trace: Trace, model: nn.Module) -> bool:
     bool
         False also where it cannot be told.
     """
-    if len(set(trace.modes.values())) != 1 or "" in trace.mode_readers:
-        return False
+    readers = {name for name in trace.mode_readers if not _is_layer(model.get_submodule(name))}
+    if len(set(trace.modes.values())) != 1 or "" in readers:
+        return not readers
+    names = {id(tensor): name for name, tensor in named_tensors(model)[0].items()}
     known: dict[Any, bool] = {}
     with ready_to_watch():
-        for name in sorted(trace.mode_readers):
+        for name in _outermost(readers):
             module = model.get_submodule(name)
-            for call in () if _is_layer(module) else trace.calls_of[name]:
+            for call in trace.calls_of[name]:
                 key = _key(module, call)
                 if key not in known:
-                    known[key] = _is_alike(module, call)
+                    known[key] = _is_alike(trace, module, call, names)
                 if not known[key]:
                     return False
     return True
 
 
+def couples_alike(one: Trace, other: Trace) -> bool:
+    """Whether it is proven that a model couples the same dimensions in two traces of it.
+
+    Parameters
+    ----------
+    one, other : Trace
+        With the same inputs, in different modes.
+
+    Returns
+    -------
+    bool
+        False also where it cannot be told.
+    """
+    numbers = _Numbers()
+    told = []
+    for trace in (one, other):
+        whole = trace.complete or trace
+        values = numbers.of(whole.nodes, whole.tensors, whole.inputs, one.batch)
+        place = {node: i for i, node in enumerate(trace.outputs)}
+        output = pytree.tree_map_only(fx.Node, place.__getitem__, trace.calls_of[""][0].output)
+        told.append((output, list(map(values.known.get, whole.outputs)), values.computed))
+    return told[0] == told[1]
+
+
 def _is_layer(module: nn.Module) -> bool:
     """Whether a module is one of torch's own layers, which couple the same in both modes."""
     return type(module).__module__.startswith("torch.nn.") and not any(module.children())
+
+
+def _outermost(names: Iterable[str]) -> Iterator[str]:
+    """Names of modules that are within no other of these."""
+    last = None
+    for name in sorted(names, key=lambda name: name.split(".")):
+        if last is None or not name.startswith(f"{last}."):
+            last = name
+            yield name
 
 
 def _values(call: ModuleCall) -> Any:
@@ -92,65 +129,115 @@ def _identity(value: Any) -> Any:
         return id(value)
 
 
-def _is_alike(module: nn.Module, call: ModuleCall) -> bool:
+def _is_alike(trace: Trace, module: nn.Module, call: ModuleCall, names: Mapping[int, str]) -> bool:
+    """Whether a call runs the same in the other mode."""
     args, kwargs = _values(call)
-    if any(leaf is UNREAD for leaf in pytree.tree_leaves((args, kwargs))):
+    leaves = pytree.tree_leaves((call.args, call.kwargs))
+    if any(leaf is UNREAD for leaf in leaves):
         return False
-    found = []
     copy = structural_copy(module)
-    for training in (False, True):
-        copy.train(training)  # which need not give the module back
-        try:
-            traced = trace_forward(copy, args, kwargs)
-        except TraceError:
-            return False
-        if traced.complete is not None:
-            return False
-        found.append(_couplings(traced))
-    return found[0] == found[1]
-
-
-def _couplings(traced: Trace) -> Any:
-    """What a forward gives, what its tensors share, and what else than neutral ops it runs."""
-    p = Propagation(traced)
-    p.run(outputs_are_fixed=False)
-    place = {node: i for i, node in enumerate(traced.outputs)}
-    output = traced.calls_of[""][0].output
-    gives = [
-        place[leaf] if isinstance(leaf, fx.Node) else repr(leaf)
-        for leaf in pytree.tree_leaves(output)
-    ]
-    types = [node.meta["val"].dtype for node in traced.outputs]
-    places = (*traced.tensors.values(), *traced.inputs, *traced.outputs)
-    # of nothing that has dimensions: noise, and a count of batches
-    made = {node for node in traced.tensors.values() if not any(n > 1 for n in shape(node))}
-    names = []
-    for node in traced.nodes:
-        if node.op == "call_function" and made.issuperset(node.all_input_nodes):
-            made.add(node)
-        elif node.op == "call_function":
-            names.append(op_name(node).rstrip("_"))
-    return (
-        str(pytree.tree_structure(output)),
-        gives,
-        types,
-        list(_shared(p.axes(node) for node in places)),
-        [shape(node) for node in traced.outputs],
-        [name for name in names if name not in _NEUTRAL],
+    copy.train(not trace.modes[call.name])  # which need not give the module back
+    try:
+        other = trace_forward(copy, args, kwargs)
+    except TraceError:
+        return False
+    if other.complete is not None:
+        return False
+    local = {name: names[id(tensor)] for name, tensor in named_tensors(module)[0].items()}
+    numbers = _Numbers()
+    before = numbers.of(
+        trace.nodes[call.start : call.end],
+        {name: trace.tensors[name] for name in local.values()},
+        [leaf for leaf in leaves if isinstance(leaf, fx.Node)],
+        trace.batch,
     )
+    after = numbers.of(
+        other.nodes,
+        {local[name]: node for name, node in other.tensors.items()},
+        other.inputs,
+        trace.batch,
+    )
+    output = other.calls_of[""][0].output
+    return before.given(call.output) == after.given(output) and before.computed == after.computed
 
 
-def _shared(values: Iterable[list[Axis]]) -> Iterator[Any]:
-    """Axes with a number in place of each atom, in the order in which they occur."""
-    numbers: dict[Atom, int] = {}
+@dataclass(frozen=True)
+class _Numbered:
+    """Numbers of values, but for noise and single numbers; and those of what ops compute."""
 
-    def numbered(axis: Axis) -> Any:
-        return [
-            [numbered(part) for part in factor.parts]
-            if isinstance(factor, Concat)
-            else (numbers.setdefault(factor, len(numbers)), factor.size, factor.frozen is None)
-            for factor in axis
-        ]
+    known: dict[fx.Node, int]
+    computed: set[int]
 
-    for axes in values:
-        yield [numbered(axis) for axis in axes]
+    def given(self, output: Any) -> Any:
+        """A module's result in numbers."""
+        leaves, spec = pytree.tree_flatten(output)
+        return str(spec), [self.known.get(x) if isinstance(x, fx.Node) else repr(x) for x in leaves]
+
+
+class _Numbers:
+    """Gives equal numbers to values that are computed alike."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[Any, int] = {}
+
+    def _number(self, *key: Any) -> int:
+        return self._numbers.setdefault(key, len(self._numbers))
+
+    def of(
+        self,
+        nodes: Iterable[fx.Node],
+        tensors: Mapping[str, fx.Node],
+        inputs: Iterable[fx.Node],
+        batch: int,
+    ) -> _Numbered:
+        """Numbers of what nodes compute from tensors and inputs."""
+        known: dict[fx.Node, int] = {}
+        for i, node in enumerate(inputs):
+            known.setdefault(node, self._number("input", i))
+        known.update((node, self._number("tensor", name)) for name, node in tensors.items())
+        single = {node for node in tensors.values() if not any(n > 1 for n in shape(node))}
+        noise: set[fx.Node] = set()
+        computed: set[int] = set()
+        for node in nodes:
+            if node.op != "call_function":
+                continue
+            name, operands = op_name(node).rstrip("_"), node.all_input_nodes
+            if operands and single.issuperset(operands):  # a count of batches has no dimensions
+                single.add(node)
+            elif _is_noise(node, name, noise, batch):
+                noise.add(node)
+            elif (same := _passed_on(node, name, noise)) in known:
+                known[node] = known[same]
+            else:
+                told = pytree.tree_map(lambda x: _argument(x, known), (node.args, node.kwargs))
+                known[node] = self._number(name, shape(node), str(told))
+                computed.add(known[node])
+        return _Numbered(known, computed)
+
+
+def _is_noise(node: fx.Node, name: str, noise: set[fx.Node], batch: int) -> bool:
+    """Whether a value has one entry for each sample, made of nothing that has dimensions."""
+    first, *rest = shape(node) or (1,)
+    if first % batch or any(n > 1 for n in rest):
+        return False
+    inputs = node.all_input_nodes
+    return name in _MAKING or (bool(inputs) and noise.issuperset(inputs))
+
+
+def _passed_on(node: fx.Node, name: str, noise: set[fx.Node]) -> Any:
+    """The operand that a value is, as far as its dimensions tell."""
+    if name in _PASSING:
+        return node.args[0]
+    if name not in _SCALING:
+        return None
+    left, right = node.args[:2]
+    if not isinstance(right, fx.Node) or right in noise:
+        return left
+    return right if name == "aten.mul" and left in noise else None
+
+
+def _argument(value: Any, known: Mapping[fx.Node, int]) -> Any:
+    """What of an argument tells dimensions: not a probability, nor whether it is training."""
+    if isinstance(value, fx.Node):
+        return ("value", known.get(value))
+    return type(value).__name__ if isinstance(value, (bool, float)) else value

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from depgraph._couplings import couples_alike
+from depgraph._couplings import couples_alike, parts_couple_alike
 from depgraph._modules import structural_copy
 from depgraph._recorder import Recorder
 from depgraph.axes import Atom, axis_atoms
@@ -39,7 +39,7 @@ def other_modes(model: nn.Module, traced: Trace) -> tuple[Trace, ...]:
     tuple of Trace
         None of a mode in which the model does not run with these inputs.
     """
-    if couples_alike(traced, model):
+    if parts_couple_alike(traced, model):
         return ()
     found = []
     for training in (False, True):
@@ -48,9 +48,11 @@ def other_modes(model: nn.Module, traced: Trace) -> tuple[Trace, ...]:
         copy = structural_copy(model)
         copy.train(training)  # which need not give the model back
         try:
-            found.append(trace_forward(copy, *traced.example))
+            other = trace_forward(copy, *traced.example)
         except TraceError:
             continue
+        if not couples_alike(traced, other):
+            found.append(other)
     return tuple(found)
 
 
