@@ -19,7 +19,8 @@ from depgraph._calls import plain
 from depgraph._given import Path, leaves_of
 from depgraph._meta import META, creates
 from depgraph._recorder import Recorder
-from depgraph._symbols import hint, pin
+from depgraph._symbolic_shapes import quick_symbolic
+from depgraph._symbols import Symbols, hint, pin
 
 
 class ModuleRecorder(Recorder):
@@ -84,6 +85,8 @@ class RawRecorder(ModuleRecorder):
         As of `ModuleRecorder`.
     known : mapping of int to Tensor
         What inputs hold, by the identity of what stands for them.
+    symbols : Symbols or None
+        That sizes are made of.
     """
 
     can_repeat = False
@@ -94,9 +97,11 @@ class RawRecorder(ModuleRecorder):
         dropped: frozenset[Path],
         autocast: str | None,
         known: Mapping[int, Tensor],
+        symbols: Symbols | None = None,
     ) -> None:
         super().__init__(answers, dropped, autocast)
         self._known = known
+        self._symbols = symbols
 
     def number(self, value: Any) -> Any:
         """A number for a symbolic one, without a guard: `_note_read` asks for it."""
@@ -123,10 +128,15 @@ class RawRecorder(ModuleRecorder):
         for node in found[1] if found is not None else ():
             _pin_all(node)
 
+    def _quick(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor | None:
+        if self._fake is not None or self._symbols is None:
+            return None
+        return quick_symbolic(func, args, kwargs, self._symbols.require)
+
     def _run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         if creates(func):
             kwargs = {**kwargs, "device": META}
-        quick = _attended(args) if func is _ATTENTION and self._fake is None else None
+        quick = self._quick(func, args, kwargs)
         if quick is not None:
             return quick
         with torch.no_grad():
@@ -140,20 +150,6 @@ class RawRecorder(ModuleRecorder):
                     raise
             # a kernel that knows numbers only: right at these sizes, as a guard then says
             return func(*self._map(args, _concrete), **self._map_values(kwargs, _concrete))
-
-
-_ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
-
-
-def _attended(args: Any) -> Tensor | None:
-    """The result of an attention whose operands are alike, of which torch's kernel asks a lot."""
-    q, k, v = args[:3]
-    lead = q.shape[:-2]
-    if q.dim() < 3 or k.shape[:-2] != lead or v.shape[:-2] != lead:
-        return None
-    if q.shape[-1] != k.shape[-1] or k.shape[-2] != v.shape[-2]:
-        return None
-    return torch.empty((*q.shape[:-1], v.shape[-1]), dtype=q.dtype, device=META)
 
 
 def _off_fake(value: Any) -> Any:

@@ -197,15 +197,16 @@ def _traced(
         make = partial(ModuleRecorder, dropped=dropped, autocast=autocast)
         return trace_with(module, example.args, example.kwargs, make, grad)
 
-    def raw_of(example: Example, grad: bool) -> Trace:
-        make = partial(RawRecorder, dropped=dropped, autocast=autocast, known=example.known)
+    def raw_of(example: Example, grad: bool, symbols: Symbols | None = None) -> Trace:
+        own = {"known": example.known, "symbols": symbols}
+        make = partial(RawRecorder, dropped=dropped, autocast=autocast, **own)
         return trace_with(module, example.args, example.kwargs, make, grad)
 
     def in_symbols(grad: bool) -> tuple[Trace | None, Symbols]:
         symbols = Symbols()
         try:
             with symbols.in_use():
-                return raw_of(given.example(symbols), grad), symbols
+                return raw_of(given.example(symbols), grad, symbols), symbols
         except TraceError:
             return None, symbols  # some code takes numbers only
 

@@ -73,6 +73,7 @@ class Symbols:
     def __init__(self) -> None:
         self._env = ShapeEnv(specialize_zero_one=False, duck_shape=False)
         self._symbols: list[sympy.Symbol] = []
+        self._required: list[Any] = []
 
     def new(self, size: int) -> torch.SymInt:
         """A symbol that is ``size`` in the example."""
@@ -94,12 +95,18 @@ class Symbols:
         with _config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
             yield
 
+    def require(self, expr: Any) -> None:
+        """One more condition under which the trace is right: true in the example."""
+        if expr not in (True, sympy.true):
+            self._required.append(expr)
+
     def guards(self) -> list[str]:
         """Conditions on the symbols under which the trace is right, as Python over n0, n1, ..."""
         names = {
             symbol: sympy.Symbol(f"n{i}", integer=True) for i, symbol in enumerate(self._symbols)
         }
-        printed = (PythonPrinter().doprint(g.expr.xreplace(names)) for g in self._env.guards)
+        asked = [*(guard.expr for guard in self._env.guards), *self._required]
+        printed = (PythonPrinter().doprint(expr.xreplace(names)) for expr in asked)
         return list(dict.fromkeys(printed))
 
     def written(self, value: Any, graph: fx.Graph, node_of: Callable[[int], fx.Node]) -> Any:
