@@ -23,6 +23,7 @@ from depgraph._masks import (
     Unproven,
     compact,
     either,
+    holds_any,
     pulled,
     pushed,
     times,
@@ -130,10 +131,10 @@ class _Walk:
             elif isinstance(mask, list):
                 wanted[node] = [either(*pair) for pair in zip(wanted[node], mask, strict=True)]
             else:
-                wanted[node] = wanted[node] | mask
+                wanted[node] = either(wanted[node], mask)
 
         for operand in reads.values():
-            want(operand, torch.ones(shape(operand), dtype=torch.bool))
+            want(operand, torch.ones((), dtype=torch.bool).expand(shape(operand)))
         found = {}
         while heap:
             node = self.nodes[-heappop(heap)]
@@ -143,7 +144,7 @@ class _Walk:
             if node not in self._carriers:
                 raise Unproven
             for operand, mask in pulled(node, self._carriers[node], wanted[node]):
-                if isinstance(mask, list) or mask.any():
+                if isinstance(mask, list) or holds_any(mask):
                     want(operand, mask)
         return found
 
@@ -162,7 +163,7 @@ class _Walk:
                 self._read(node, reads[node], held)
                 continue
             state = pushed(node, held)
-            if isinstance(state, list) or state.any():
+            if isinstance(state, (list, tuple)) or holds_any(state):
                 if node in self.outputs:
                     raise Unproven
                 states[node] = state

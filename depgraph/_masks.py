@@ -54,7 +54,9 @@ def times(node: fx.Node, operand: fx.Node) -> int:
 def either(left: Mask | None, right: Mask | None) -> Mask | None:
     if left is None or right is None:
         return right if left is None else left
-    return left | right
+    size = torch.broadcast_shapes(left.shape, right.shape)
+    left, right = _shared(left.expand(size), right.expand(size))
+    return (left | right).expand(size)
 
 
 def compact(mask: Mask) -> Mask:
@@ -63,6 +65,33 @@ def compact(mask: Mask) -> Mask:
         if mask.stride(dim) == 0 and mask.shape[dim]:
             mask = mask.narrow(dim, 0, 1)
     return mask
+
+
+def holds_any(mask: Mask) -> bool:
+    """Whether an entry is multiplied."""
+    return bool(compact(mask).any())
+
+
+def _any(mask: Mask, dim: int, keepdim: bool = False) -> Mask:
+    if mask.stride(dim) == 0 and mask.shape[dim]:
+        mask = mask.narrow(dim, 0, 1)
+        return mask if keepdim else mask.squeeze(dim)
+    return mask.any(dim, keepdim=keepdim)
+
+
+def _equal(left: Mask, right: Mask) -> bool:
+    """Whether masks of one shape agree; what shares memory in both is looked at once."""
+    if left.shape != right.shape:
+        return False
+    return torch.equal(*_shared(left, right))
+
+
+def _shared(left: Mask, right: Mask) -> tuple[Mask, Mask]:
+    """One of all the entries that share their memory in both of two masks of one shape."""
+    for dim in range(left.dim()):
+        if left.stride(dim) == 0 == right.stride(dim) and left.shape[dim]:
+            left, right = left.narrow(dim, 0, 1), right.narrow(dim, 0, 1)
+    return left, right
 
 
 def _moved(node: fx.Node, mask: Mask) -> State:
@@ -75,13 +104,44 @@ def _moved(node: fx.Node, mask: Mask) -> State:
     return node.target(mask, *node.args[1:], **node.kwargs)  # type: ignore[operator]
 
 
+def _moved_back(node: fx.Node, size: Sequence[int], wanted: State) -> Mask:
+    """What is asked of an operand whose entries an op hands on, some of them or all.
+
+    Dimensions along which no mask changes stay one entry: views on meta say, by their strides,
+    which of the operand's dimensions each of theirs is.
+    """
+    model = torch.empty([max(n, 2) for n in size], device="meta")
+    place = {stride: dim for dim, stride in enumerate(model.stride())}
+    model = model.as_strided(tuple(size), model.stride())
+    whole = _moved(node, model)
+    pairs = list(zip(whole, wanted, strict=True)) if _several(whole) else [(whole, wanted)]
+    pairs = [(view, mask) for view, mask in pairs if mask is not None]
+    same = set(range(len(size)))
+    for view, mask in pairs:
+        dims = {place.get(stride): j for j, stride in enumerate(view.stride())}
+        same = {
+            dim
+            for dim in same & dims.keys()
+            if view.shape[j := dims[dim]] == size[dim] and mask.stride(j) == 0
+        }
+    source = torch.zeros([1 if d in same else n for d, n in enumerate(size)], dtype=torch.bool)
+    moved = _moved(node, source.expand(size))
+    parts = zip(moved, wanted, strict=True) if _several(moved) else [(moved, wanted)]
+    for view, mask in parts:
+        if mask is None:
+            continue
+        one, asked = _shared(view, mask)
+        one.logical_or_(asked)
+    return source.expand(size)
+
+
 def _reduced(mask: Mask, size: Sequence[int]) -> Mask:
     """What is asked of an operand of this size that was broadcast."""
     while mask.dim() > len(size):
-        mask = mask.any(0)
+        mask = _any(mask, 0)
     for dim, length in enumerate(size):
         if length == 1 and mask.shape[dim] != 1:
-            mask = mask.any(dim, keepdim=True)
+            mask = _any(mask, dim, keepdim=True)
     return mask
 
 
@@ -98,23 +158,20 @@ def pulled(
         parts: list[Mask | None] = [None] * len(x.meta["val"])
         parts[node.args[1]] = wanted  # type: ignore[index]
         yield x, parts
-    elif name in _RESHAPES | _MOVES:
-        source = torch.zeros(shape(x), dtype=torch.bool)
-        moved = _moved(node, source)  # views of the source
-        for view, mask in zip(moved, wanted, strict=True) if _several(moved) else [(moved, wanted)]:
-            if mask is not None:
-                view.logical_or_(mask)
-        yield x, source
+    elif name in _RESHAPES:
+        yield x, wanted.reshape(shape(x))
+    elif name in _MOVES:
+        yield x, _moved_back(node, shape(x), wanted)
     elif name in _COPIES:
         yield x, wanted
     elif name in _COMPLEX:
         is_real = name == "aten.view_as_real"
-        yield x, wanted.any(-1) if is_real else wanted.unsqueeze(-1).expand(shape(x))
+        yield x, _any(wanted, -1) if is_real else wanted.unsqueeze(-1).expand(shape(x))
     elif name in _WINDOWS:
-        mask = wanted.any(-1) if name == "aten.unfold" else wanted
+        mask = _any(wanted, -1) if name == "aten.unfold" else wanted
         for dim, size in enumerate(shape(x)):
             if mask.shape[dim] != size:
-                mask = mask.any(dim, keepdim=True).expand(
+                mask = _any(mask, dim, keepdim=True).expand(
                     *mask.shape[:dim], size, *mask.shape[dim + 1 :]
                 )
         yield x, mask
@@ -127,14 +184,15 @@ def pulled(
             yield part, wanted.narrow(dim, start, shape(part)[dim])
             start += shape(part)[dim]
     elif name in LAYERS and name not in _aten("layer_norm rms_norm"):
-        rows = wanted.movedim(_channels(node), 0).flatten(1).any(1)
+        channels = wanted.movedim(_channels(node), 0)
+        rows = compact(channels).flatten(1).any(1).expand(len(channels))
         for part in operands:
             yield part, rows.view(-1, *[1] * (len(shape(part)) - 1)).expand(shape(part))
     elif name in _aten("matmul mm bmm"):
         back = -1 if x is node.args[0] else -2
         if min(len(shape(y)) for y in node.all_input_nodes) < 2:
             raise Unproven
-        each = wanted.any(back).unsqueeze(back)
+        each = _any(wanted, back).unsqueeze(back)
         each = each.movedim(back, -1).expand(*each.movedim(back, -1).shape[:-1], shape(x)[back])
         yield x, _reduced(each.movedim(-1, back), shape(x))
     elif name == "aten.einsum":
@@ -200,7 +258,7 @@ def _pushed_sum(node: fx.Node, held: Mapping[fx.Node, Mask]) -> Mask:
     if not isinstance(a["other"], fx.Node):
         raise Unproven
     first, *others = (mask.expand(shape(node)) for mask in masks.values())
-    if not all(torch.equal(first, other) for other in others):
+    if not all(_equal(first, other) for other in others):
         raise Unproven
     return first
 
@@ -224,11 +282,12 @@ def _same_along(mask: Mask, dims: list[int]) -> Mask:
     """A mask without dimensions along which it does not change."""
     if not dims:
         return mask
-    found = mask.any(dims[0]) if len(dims) == 1 else mask.flatten(dims[0], dims[-1]).any(dims[0])
-    every = mask.all(dims[0]) if len(dims) == 1 else mask.flatten(dims[0], dims[-1]).all(dims[0])
-    if not torch.equal(found, every):
-        raise Unproven
-    return found
+    for dim in sorted((dim % mask.dim() for dim in dims), reverse=True):
+        found = _any(mask, dim)
+        if mask.stride(dim) and not _equal(found, mask.all(dim)):
+            raise Unproven
+        mask = found
+    return mask
 
 
 def _einsum_mask(node: fx.Node, source: fx.Node | None, target: fx.Node | None, mask: Mask) -> Mask:
@@ -240,7 +299,7 @@ def _einsum_mask(node: fx.Node, source: fx.Node | None, target: fx.Node | None, 
     before, after = (kept if x is None else of[x] for x in (source, target))
     for dim, letter in reversed(list(enumerate(before))):
         if letter not in after:
-            mask = mask.any(dim) if source is None else _same_along(mask, [dim])
+            mask = _any(mask, dim) if source is None else _same_along(mask, [dim])
     left = [letter for letter in before if letter in after]
     both = [letter for letter in after if letter in left]
     mask = mask.permute([left.index(letter) for letter in both])

@@ -198,8 +198,13 @@ def _traced(
         return trace_with(module, example.args, example.kwargs, make, grad)
 
     def raw_of(example: Example, grad: bool, symbols: Symbols | None = None) -> Trace:
-        own = {"known": example.known, "symbols": symbols}
-        make = partial(RawRecorder, dropped=dropped, autocast=autocast, **own)
+        make = partial(
+            RawRecorder,
+            dropped=dropped,
+            autocast=autocast,
+            known=example.known,
+            symbols=symbols,
+        )
         return trace_with(module, example.args, example.kwargs, make, grad)
 
     def in_symbols(grad: bool) -> tuple[Trace | None, Symbols]:

@@ -49,7 +49,7 @@ def agree_when_switched(
         By what parameters of the sliced one, by local names, will be multiplied.
     """
     made = list(expected)
-    for switch in _switches(modules[0], inner):
+    for switch in _switches(modules[0], given[0], inner):
         try:
             before = _traced(modules[0], given[0], switch)
         except (TraceError, AttributeError):
@@ -64,8 +64,11 @@ def agree_when_switched(
     return True
 
 
-def _switches(module: nn.Module, inner: str) -> list[Switch]:
-    """The mode, each flag of the module, and how transformers' models are told to attend."""
+def _switches(module: nn.Module, given: Given, inner: str) -> list[Switch]:
+    """The mode, each flag that the module reads, and how transformers' models are told to attend.
+
+    A flag that a forward does not read would not change it.
+    """
 
     def turn(name: str) -> Switch:
         def turned(copy: nn.Module) -> None:
@@ -79,12 +82,29 @@ def _switches(module: nn.Module, inner: str) -> list[Switch]:
         config._attn_implementation = _OTHER_WAY[config._attn_implementation]
 
     own = vars(module.get_submodule(inner))
+    read, modes = _read(module, given, inner)
     flags = [key for key, value in own.items() if isinstance(value, bool) and key[0] != "_"]
-    switches: list[Switch] = [lambda copy: copy.train(not copy.training)]
-    switches += [turn(key) for key in flags if key != "training"]
+    switches: list[Switch] = [lambda copy: copy.train(not copy.training)] if modes else []
+    switches += [turn(key) for key in flags if key != "training" and key in read]
     if getattr(own.get("config"), "_attn_implementation", None) in _OTHER_WAY:
         switches.append(attend)
     return switches
+
+
+def _read(module: nn.Module, given: Given, inner: str) -> tuple[set[str], bool]:
+    """Names that a forward reads of a module, and whether it reads the mode of any."""
+    copy = structural_copy(module)
+    owner = copy.get_submodule(inner)
+    cls: Any = type(owner)
+    read: set[str] = set()
+
+    def noted(self: nn.Module, name: str) -> Any:
+        read.add(name)
+        return cls.__getattribute__(self, name)
+
+    owner.__class__ = type(cls.__name__, (cls,), {"__getattribute__": noted})
+    traced = trace_forward(copy, *given)
+    return read, bool(traced.mode_readers)
 
 
 def _traced(module: nn.Module, given: Given, switch: Switch) -> Trace:
