@@ -120,7 +120,7 @@ class Likeness:
         self._known[id(module)] = -1  # stays where this raises
         if type(module).__call__ is not nn.Module.__call__:
             raise UnlikeError
-        yield type(module)
+        yield _code(module)
         if id(module) in self._shared:
             yield id(module)
         for name, value in vars(module).items():
@@ -140,6 +140,13 @@ class Likeness:
     def _children(self, module: nn.Module) -> Iterator[Any]:
         for name, child in module._modules.items():
             yield (name, None if child is None else self.of(child))
+
+
+def _code(module: nn.Module) -> Any:
+    """What a module runs: its class, or how its forward was rewritten."""
+    cls = type(module)
+    rewrite = vars(cls).get("depgraph_rewrite")
+    return cls if rewrite is None or rewrite.alike is None else (cls.__bases__, rewrite.alike)
 
 
 def own_tensors(module: nn.Module) -> list[Tensor]:

@@ -197,11 +197,13 @@ class Rewrite:
         self._signature = signature_of(type(self.skeleton.module))
         self._written: tuple[_Written, ...] = ()
         self._count = 0
+        self._source = ""
+        self.alike: Any = None
         self._lock = threading.RLock()
         self.cls = _class_of(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        left_out = ("_written", "_count", "_lock", "cls", "_signature")
+        left_out = ("_written", "_count", "_lock", "cls", "_signature", "_source", "alike")
         return {name: value for name, value in vars(self).items() if name not in left_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -219,6 +221,8 @@ class Rewrite:
         bound.arguments.update(values)
         given = self._reader.read(bound, dense=True)
         self._write(module, given, modes)
+        # one skeleton, written alike for the traced call, is written alike for any other
+        self.alike = (id(self.skeleton), self._removed, self._dropped, self._source)
 
     def forward_for(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Forward:
         """The forward that was written for a call like this one; written now where none was."""
@@ -345,6 +349,7 @@ class Rewrite:
 
     def _compiled(self, graph: fx.Graph, number: int) -> Forward:
         whole, attribute = _compile(graph), f"depgraph_constants_{number}"
+        self._source = graph.python_code("self").src
         parts = split_constants(graph, attribute)
         if parts is None:
             return whole
