@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -59,6 +59,8 @@ class Skeleton:
     ----------
     types : dict of str to torch.dtype
         That its tensors had when it was copied.
+    compiled : dict
+        Functions that were written for modules that are alike, by their graphs.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -72,16 +74,19 @@ class Skeleton:
                     if tensor is not None:
                         registry[key] = _on_meta(tensor, tensor.dtype)  # type: ignore[assignment]
         self.types = {name: x.dtype for name, x in named_tensors(self.module)[0].items()}
+        self._start()
+
+    def _start(self) -> None:
         self._lock = threading.RLock()
         self._traces: OrderedDict[Any, Traced] = OrderedDict()
+        self.compiled: dict[Any, Callable[..., Any]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {"module": self.module, "types": self.types}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.module, self.types = state["module"], state["types"]
-        self._lock = threading.RLock()
-        self._traces = OrderedDict()
+        self._start()
 
     def traced(
         self,

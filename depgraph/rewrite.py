@@ -197,7 +197,7 @@ class Rewrite:
         self._signature = signature_of(type(self.skeleton.module))
         self._written: tuple[_Written, ...] = ()
         self._count = 0
-        self._source = ""
+        self._source: Any = None
         self.alike: Any = None
         self._lock = threading.RLock()
         self.cls = _class_of(self)
@@ -348,14 +348,17 @@ class Rewrite:
         return p
 
     def _compiled(self, graph: fx.Graph, number: int) -> Forward:
-        whole, attribute = _compile(graph), f"depgraph_constants_{number}"
-        self._source = graph.python_code("self").src
+        compiled = self.skeleton.compiled
+        whole, attribute = _compile(graph, compiled), f"depgraph_constants_{number}"
+        self._source = whole.__code__
         parts = split_constants(graph, attribute)
         if parts is None:
             return whole
         rest, constants, names = parts
-        setattr(self.cls, attribute, constants_property(_compile(constants), names, attribute))
-        folded, readable = _compile(rest), constants_readable(names)
+        setattr(
+            self.cls, attribute, constants_property(_compile(constants, compiled), names, attribute)
+        )
+        folded, readable = _compile(rest, compiled), constants_readable(names)
 
         def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
             return (folded if readable(self) else whole)(self, *args, **kwargs)
@@ -394,12 +397,17 @@ def _restoring_gradients(forward: Forward) -> Forward:
     return restoring
 
 
-def _compile(graph: fx.Graph) -> Forward:
-    code = graph.python_code("self")
-    namespace = dict(code.globals)
-    exec(compile(code.src, "<depgraph: rewritten forward>", "exec"), namespace)
-    forward: Forward = namespace["forward"]
-    return forward
+def _compile(graph: fx.Graph, known: dict[Any, Forward]) -> Forward:
+    """A graph as a function; the one that is known where another graph is the same."""
+    key = tuple((n.op, n.name, n.target, str(n.args), str(n.kwargs)) for n in graph.nodes)
+    if key not in known:
+        if len(known) >= _KEPT:
+            known.clear()
+        code = graph.python_code("self")
+        namespace = dict(code.globals)
+        exec(compile(code.src, "<depgraph: rewritten forward>", "exec"), namespace)
+        known[key] = namespace["forward"]
+    return known[key]
 
 
 def _class_of(rewrite: Rewrite) -> type[nn.Module]:
