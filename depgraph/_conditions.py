@@ -57,6 +57,16 @@ class Conditions:
                 self._need(f"{self._hold(same_value)}({text}, {self._hold(leaf)})")
         self._sizes(given)
 
+    def gradients(self, given: Given, needed: Mapping[str, bool]) -> None:
+        """Ask for the same inputs and parameters that need gradients."""
+        for tensor in given.tensors.values():
+            if not tensor.unread:
+                text = spelled(tensor.places[0])
+                answer = f"({text}.requires_grad, {text}.is_leaf)"
+                self._need(f"{answer} == {tensor.gradients}")
+        for name, wanted in needed.items():
+            self._need(f"{attribute(name, 'requires_grad')} is {wanted}")
+
     def autocast(self, given: Given, autocast: tuple[str, torch.dtype] | None) -> None:
         """Ask for the same types that ops choose for themselves."""
         first = next((t for t in given.tensors.values()), None)

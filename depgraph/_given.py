@@ -82,6 +82,8 @@ class GivenTensor:
         Whether nothing reads the tensor.
     value : Tensor or None
         What the forward may ask for: integers and masks, where they are at hand.
+    gradients : (bool, bool)
+        Whether it needs gradients, and whether it is a leaf.
     """
 
     places: list[Path]
@@ -92,6 +94,7 @@ class GivenTensor:
     order: tuple[int, ...]
     unread: bool = False
     value: Tensor | None = None
+    gradients: tuple[bool, bool] = (False, True)
 
 
 @dataclass
@@ -166,7 +169,8 @@ class Given:
     def _look(self, path: Path, leaf: Any) -> Any:
         given = self.tensors.get(id(leaf))
         if given is not None:
-            return path, given.places[0], given.dims, given.dtype, given.order, given.unread
+            look = (given.dims, given.dtype, given.order, given.unread, given.gradients)
+            return path, given.places[0], *look
         return path, self.numbers.get(path) or plain_key(leaf)
 
 
@@ -177,7 +181,12 @@ def _made(given: GivenTensor, size: Callable[[int | Symbol], Any]) -> Tensor:
     for dim in reversed(given.order):
         strides[dim] = step
         step = step * sizes[dim]
-    return torch.empty_strided(sizes, strides, dtype=given.dtype, device=META)
+    made = torch.empty_strided(sizes, strides, dtype=given.dtype, device=META)
+    needed, leaf = given.gradients
+    if not needed:
+        return made
+    with torch.enable_grad():
+        return made.requires_grad_() if leaf else torch.ops.aten.alias(made.requires_grad_())
 
 
 def leaves_of(arguments: Any) -> list[tuple[Path, Any]]:
@@ -280,6 +289,7 @@ class Reader:
             new,
             tuple(order),
             value=leaf if whole else None,
+            gradients=(leaf.requires_grad, leaf.is_leaf),
         )
 
     def _is_cut(self, axis: Axis | None) -> bool:

@@ -36,7 +36,7 @@ from depgraph._meta import (
     to_meta,
 )
 from depgraph._modules import named_modules
-from depgraph._nodes import NodeMaker
+from depgraph._nodes import NodeMaker, needs_gradients
 from depgraph._repeats import Repeats
 from depgraph._shapes import quick_write
 from depgraph._source import source_line, source_stack
@@ -144,6 +144,7 @@ class Recorder(ProxyTorchDispatchMode):
         self._device = torch.device("cpu")  # where the forward thinks it runs
         self.mode_readers: set[str] = set()  # modules that ran when some module's mode was read
         self.modes_read: set[tuple[str, str]] = set()  # the module that ran, and whose mode it was
+        self.gradients_read = False  # whether the forward asked what needs gradients
         self.running: Any = None  # the op that was called last
         self.unread: Unread | None = None
 
@@ -176,9 +177,9 @@ class Recorder(ProxyTorchDispatchMode):
         if id(tensor) in self._given:
             return self._given[id(tensor)]
         value = self._given[id(tensor)] = on_meta(tensor)
-        value.depgraph_given = True  # type: ignore[attr-defined]  # see `_watch`
         placeholder = self.make.placeholder(f"input_{len(self.inputs)}")
         self.inputs.append(self._note(placeholder, value))
+        placeholder.meta["gradients"] = (tensor.requires_grad, tensor.is_leaf)
         if tells_how(tensor):
             self.values.know(placeholder, tensor)
         return value
@@ -207,10 +208,21 @@ class Recorder(ProxyTorchDispatchMode):
                 stack.callback(handle.remove)
             self.repeats = Repeats(self, model, modules) if alike else None
             stack.enter_context(watched(self.repeats or self, rest))
-            stack.enter_context(thought_on(self._device))
+            stack.enter_context(thought_on(self._device, self.gradients))
             stack.enter_context(enable_python_dispatcher())
             stack.enter_context(self)
             yield
+
+    def gradients(self, tensor: Tensor) -> tuple[bool, bool] | None:
+        """Whether a tensor of the trace would need gradients, and whether it would be a leaf."""
+        if not tensor.is_meta:
+            return None
+        self.gradients_read = True
+        node = self.node(tensor)
+        if "gradients" in node.meta:
+            return node.meta["gradients"]
+        wanted = tensor.requires_grad or needs_gradients(node)
+        return wanted, node.op == "placeholder" or not wanted
 
     def call(self, name: str, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         """Record a call of a module."""

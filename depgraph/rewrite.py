@@ -264,7 +264,8 @@ class Rewrite:
             vars(self.skeleton.module.get_submodule(name))[key] = value
         buffers = {n: x for n, x in live.items() if not isinstance(x, nn.Parameter)}
         autocast = autocast_of(given.leaves())
-        state = (self._dropped, autocast, tuple(flags.items()))
+        needed = {n: x.requires_grad for n, x in live.items() if isinstance(x, nn.Parameter)}
+        state = (self._dropped, autocast, needed, tuple(flags.items()))
         traced = self.skeleton.traced(given, modes, types, buffers, *state)
         p = self._propagated(given, traced)
         kept = {given.atoms[a]: units for a, units in self._kept.items() if a in given.atoms}
@@ -279,6 +280,8 @@ class Rewrite:
         )
         conditions.flags(flags)
         conditions.values(given, traced.numbers, buffers)
+        if traced.raw.gradients_read or traced.numbers.gradients_read:
+            conditions.gradients(given, needed)
         if traced.grad is not None:
             conditions.guards([f"torch.is_grad_enabled() is {traced.grad}"])
         number, self._count = self._count, self._count + 1

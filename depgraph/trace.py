@@ -46,7 +46,8 @@ class Trace:
     ``reads`` are the values that it took from the example, in order; ``modes_read`` says which
     modules asked for the mode of which; ``held`` where a module holds a constant unregistered: the
     module's name, the attribute, and places in the containers that the attribute is; ``assumed``
-    are the nodes that pick as many entries as values say that differ from call to call, here all.
+    are the nodes that pick as many entries as values say that differ from call to call, here all;
+    ``gradients_read`` says whether the forward asked which tensors need gradients.
     """
 
     nodes: tuple[fx.Node, ...]
@@ -66,6 +67,7 @@ class Trace:
     modes_read: frozenset[tuple[str, str]] = frozenset()
     held: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     assumed: frozenset[fx.Node] = frozenset()
+    gradients_read: bool = False
 
     @cached_property
     def asking(self) -> frozenset[fx.Node]:
@@ -178,6 +180,7 @@ def _traced(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], mak
         modes_read=frozenset(recorder.modes_read),
         held=recorder.held,
         assumed=frozenset(recorder.assumed),
+        gradients_read=recorder.gradients_read,
     )
     return traced if recorder.unread is None else _completed(traced, recorder.unread)
 

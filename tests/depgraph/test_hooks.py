@@ -202,6 +202,43 @@ class GradientHook(nn.Module):
         return result
 
 
+class AsksForGradients(nn.Module):
+    """Decides by what needs gradients, in a forward that has a width in it."""
+
+    def __init__(self, asked: Callable[[Tensor, Tensor], bool]) -> None:
+        super().__init__()
+        self.a, self.b, self.asked = nn.Linear(8, 12), nn.Linear(12, 5), asked
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x).view(len(x), 4, 3).tanh().flatten(1)
+        result: Tensor = self.b(y * 2 if self.asked(x, y) else y)
+        return result
+
+
+ASKED: dict[str, Callable[[Tensor, Tensor], bool]] = {
+    "an input": lambda x, y: x.requires_grad,
+    "whether an input is a leaf": lambda x, y: x.is_leaf,
+    "what was computed": lambda x, y: y.requires_grad,
+    "what was detached": lambda x, y: (y.detach() + 1).requires_grad,
+}
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_what_needs_gradients_is_asked_anew_at_every_call_of_a_rewritten_forward(name: str) -> None:
+    model = AsksForGradients(ASKED[name]).double().eval()
+    graph = depgraph.trace(model, torch.zeros(2, 8).double())
+    plan = graph.plan({group.name: range(0, group.size, 2) for group in graph.prunable})
+    small, reference = plan.apply(model), masked(model, plan)
+    x = torch.randn(3, 8, dtype=torch.float64)
+    for trained in (True, False):
+        for network in (small, reference):
+            network.requires_grad_(trained)
+        for given in (x, x.clone().requires_grad_(), x.clone().requires_grad_() * 1.0):
+            torch.testing.assert_close(small(given), reference(given))
+            with torch.no_grad():
+                torch.testing.assert_close(small(given), reference(given))
+
+
 def test_a_gradient_hook_in_a_forward_that_is_rewritten_is_not_lost_in_silence() -> None:
     model = GradientHook().eval()
     graph = depgraph.trace(model, torch.zeros(2, 8))
