@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from depgraph._given import Given, GivenTensor, Symbol, spelled
+from depgraph._objects import objects_in, structure
 from depgraph.trace import Trace
 
 Fits = Callable[..., bool]
@@ -42,8 +43,9 @@ class Conditions:
             if not pytree.tree_is_leaf(value) and not pytree.tree_leaves(value):
                 self._need(f"not {name}")
             elif not pytree.tree_is_leaf(value):
+                look = structure if objects_in(value) else pytree.tree_structure
                 spec = self._hold(pytree.tree_structure(value))
-                self._need(f"{self._hold(pytree.tree_structure)}({name}) == {spec}")
+                self._need(f"{self._hold(look)}({name}) == {spec}")
         for path, leaf in given.leaves():
             text = spelled(path)
             if id(leaf) in given.tensors:

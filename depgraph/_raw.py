@@ -54,6 +54,11 @@ class ModuleRecorder(Recorder):
         """What of an output the model reads."""
         return [leaf for path, leaf in leaves_of(plain(output)) if path not in self._dropped]
 
+    def left_behind(self) -> list[fx.Node]:
+        """What the module left in objects, which it may find there at a later call."""
+        left = pytree.tree_leaves(self.calls[-1].after)
+        return [leaf for leaf in left if isinstance(leaf, fx.Node)]
+
     def with_unread(self) -> None:
         """What nobody reads is not written."""
 

@@ -37,6 +37,7 @@ from depgraph._meta import (
 )
 from depgraph._modules import named_modules
 from depgraph._nodes import NodeMaker, needs_gradients
+from depgraph._objects import keeps_state, opened
 from depgraph._repeats import Repeats
 from depgraph._shapes import quick_write
 from depgraph._source import source_line, source_stack
@@ -138,7 +139,7 @@ class Recorder(ProxyTorchDispatchMode):
         self._stand_ins: dict[int, Tensor] = {}
         self._given: dict[int, Tensor] = {}
         self._results: dict[Any, Any] = {}
-        self.stack: list[tuple[str, int, Any, bool]] = []
+        self.stack: list[tuple[str, int, Any, bool, Any]] = []
         self.repeats: Repeats | None = None
         self.written: list[tuple[Tensor, fx.Node, fx.Node]] = []
         self._device = torch.device("cpu")  # where the forward thinks it runs
@@ -246,7 +247,8 @@ class Recorder(ProxyTorchDispatchMode):
         leaves = self.results(output)
         outputs = tuple(self.node(leaf) for leaf in leaves if isinstance(leaf, Tensor))
         last = self.graph.output(outputs)
-        alive = alive_nodes(self.nodes, (last, *outputs, *(read.node for read in self.reads)))
+        reads = (read.node for read in self.reads)
+        alive = alive_nodes(self.nodes, (last, *outputs, *reads, *self.left_behind()))
         if len(alive) == len(self.nodes) + 1:
             return outputs, (*self.nodes, last), self.calls
         calls = without_unread(self.calls, self.nodes, alive)
@@ -259,6 +261,10 @@ class Recorder(ProxyTorchDispatchMode):
     def results(self, output: Any) -> list[Any]:
         """What of an output is read."""
         return pytree.tree_leaves(plain(output))
+
+    def left_behind(self) -> list[fx.Node]:
+        """What else stays of the forward, in objects that it was given."""
+        return []
 
     def with_unread(self) -> Unread | None:
         """The forward with the ops whose results nobody reads."""
@@ -472,14 +478,25 @@ class Recorder(ProxyTorchDispatchMode):
     def entered(self, name: str, args: Any, kwargs: dict[str, Any]) -> None:
         """Note a call that begins."""
         given = mapped((args, kwargs), self.traced)
-        self.stack.append((name, len(self.nodes), given, torch.is_grad_enabled()))
+        objects = None
+        if any(map(keeps_state, pytree.tree_leaves(given))):
+            objects = args, kwargs
+            given = mapped(opened(objects), self.traced)
+        self.stack.append((name, len(self.nodes), given, torch.is_grad_enabled(), objects))
 
     def left(self, output: Any) -> None:
         """Note the call that has ended."""
-        name, start, (args, kwargs), grad = self.stack.pop()
+        name, start, (args, kwargs), grad, objects = self.stack.pop()
         result = mapped(plain(output), self.traced)
         end, depth, classes = len(self.nodes), len(self.stack), classes_in(output)
-        self.calls.append(ModuleCall(name, start, end, args, kwargs, result, depth, classes, grad))
+        # tensors without a node yet are constants, which get theirs after the call's own
+        after = None if objects is None else mapped(opened(objects), self._in_object)
+        self.calls.append(
+            ModuleCall(name, start, end, args, kwargs, result, depth, classes, grad, after)
+        )
+
+    def _in_object(self, value: Any) -> Any:
+        return self.node(value) if isinstance(value, Tensor) else value
 
     def traced(self, value: Any) -> Any:
         known = isinstance(value, Tensor) and (value.is_meta or id(value) in self.node_of)

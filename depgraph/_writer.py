@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from operator import floordiv, getitem
 from typing import Any
 
@@ -16,8 +16,10 @@ from torch.utils import _pytree as pytree
 
 from depgraph._calls import ModuleCall, Unread, is_named_tuple
 from depgraph._calls import Path as OutputPath
-from depgraph._given import Attribute, Given, Path, Symbol
+from depgraph._changes import Changes
+from depgraph._given import Attribute, Given, Path, Symbol, key_of
 from depgraph._meta import META
+from depgraph._objects import Opened, keeps_state, objects_in
 from depgraph._skeleton import Traced
 from depgraph._symbols import SYMBOLIC, divides, pin
 from depgraph.axes import Atom, Axis, axis_atoms, axis_size, kept_sizes
@@ -86,6 +88,7 @@ class Writer:
         self._expressions: dict[Any, Any] = {}
         self._names = {node: name for name, node in traced.raw.tensors.items()}
         self._grad: bool | None = None  # as the caller has it
+        self._objects = Changes(where, self._graph, self._mapped)
 
     def write(self) -> fx.Graph:
         """The graph; a guard may have been added to the symbols."""
@@ -99,6 +102,7 @@ class Writer:
             else:
                 self._op(self._raw.nodes[index])
                 index += 1
+        self._objects.bring(self._call.after)
         output = self._rebuilt(self._call.output)
         self._set_gradients(None)
         self._graph.output(output)
@@ -112,6 +116,9 @@ class Writer:
             self._places[(name,)] = self._graph.placeholder(star + name, **extra)
         for raw, given in zip(self._raw.inputs, self._given.tensors.values(), strict=True):
             self._made[raw] = self._place(given.places[0])
+        bound = self._signature.bind(*self._call.args, **self._call.kwargs)
+        for path, opened in objects_in(dict(bound.arguments)).values():
+            self._objects.given(opened, partial(self._place, tuple(map(key_of, path))))
         if self.switches_gradients:
             self._asked = self._graph.call_function(torch.is_grad_enabled)
 
@@ -188,11 +195,16 @@ class Writer:
 
     def _child(self, child: ModuleCall) -> None:
         self._set_gradients(self._forced_call(child))
+        self._objects.bring((child.args, child.kwargs))
         args = self._mapped(child.args)
         kwargs = self._mapped(child.kwargs)
         # named by hand: a child called "self" would shadow the module in the generated code
         result = self._graph.create_node("call_module", child.name, args, kwargs, name="child")
         self._take(result, child.output, child.output_classes)
+        inside = set(self._raw.nodes[child.start : child.end])
+        for node, found in self._objects.left(child):
+            if node in inside and node not in self._made and not inside.issuperset(node.users):
+                self._made[node] = found()
 
     def _take(
         self,
@@ -357,6 +369,10 @@ class Writer:
             return self._device() if value == META else value
         if isinstance(value, Unread):
             return None
+        if isinstance(value, Opened):
+            return self._objects.node(value.source)
+        if keeps_state(value):
+            return self._objects.node(value)
         # containers that only pytree knows, such as a library's outputs
         return value if pytree.tree_is_leaf(value) else pytree.tree_map(self._mapped_leaf, value)
 

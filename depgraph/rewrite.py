@@ -35,6 +35,7 @@ from depgraph._writer import Writer
 from depgraph.axes import Atom, Axis
 from depgraph.errors import DepgraphError
 from depgraph.propagate import Propagation
+from depgraph.trace import Trace
 
 Forward = Callable[..., Any]
 
@@ -300,9 +301,17 @@ class Rewrite:
             if dims and isinstance(dims[-1], Symbol)
         }
         sizes = " and ".join(guard for guard in guards if "==" in guard and guard not in widths)
+        self._note_objects(given, traced.numbers, p)
         made = _Written(conditions.compiled(), forward, sizes)
         self._written = (*self._written[1 - _KEPT :], made)
         return made
+
+    def _note_objects(self, given: Given, trace: Trace, p: Propagation) -> None:
+        after = trace.calls_of[""][-1].after
+        if after is not None:
+            left = leaves_of(dict(self._signature.bind(*after[0], **after[1]).arguments))
+            axes = {path: p.axes(leaf) for path, leaf in left if isinstance(leaf, fx.Node)}
+            self._reader.note(given, axes)
 
     def _flags(self, module: nn.Module) -> dict[tuple[str, str], float]:
         """Rates and switches that a forward may read, and that a user may turn at any time."""

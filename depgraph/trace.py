@@ -26,6 +26,7 @@ from depgraph._calls import ModuleCall
 from depgraph._collection import collection_paused
 from depgraph._hooks import without_observers
 from depgraph._modules import held_tensors, named_modules, named_tensors, structural_copy
+from depgraph._objects import closed, opened
 from depgraph._out_of_sight import OutOfSight
 from depgraph._recorder import Recorder, UnknownTruth, UnknownValue
 from depgraph._source import is_foreign, place
@@ -314,7 +315,9 @@ def _recorded(
         name: recorder.placeholder(name, tensor) for name, tensor in named_tensors(model)[0].items()
     }
     _put_on_meta(model, recorder)
-    meta_args, meta_kwargs = pytree.tree_map_only(Tensor, recorder.input, (args, kwargs))
+    # objects are copied with what they hold now: the forward may change them
+    given = pytree.tree_map_only(Tensor, recorder.input, opened((args, kwargs)))
+    meta_args, meta_kwargs = closed(given)
     entries = filling(model)
     recorder.below = sys._getframe()
     try:
