@@ -55,8 +55,9 @@ class ModuleRecorder(Recorder):
         return [leaf for path, leaf in leaves_of(plain(output)) if path not in self._dropped]
 
     def left_behind(self) -> list[fx.Node]:
-        """What the module left in objects, which it may find there at a later call."""
-        left = pytree.tree_leaves(self.calls[-1].after)
+        """What the module left in objects for a later call, and gave to children with hooks."""
+        given = [(call.args, call.kwargs) for call in self.calls if call.depth == 1]
+        left = pytree.tree_leaves((self.calls[-1].after, given))
         return [leaf for leaf in left if isinstance(leaf, fx.Node)]
 
     def with_unread(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import cached_property, partial
 from operator import floordiv, getitem
 from typing import Any
@@ -55,6 +55,8 @@ class Writer:
         Holds the constants of the forward.
     number : int
         Of the forward, among those of the class.
+    present : collection of str
+        Names of the modules within it that the sliced model has.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Writer:
         given: Given,
         cls: type[nn.Module],
         number: int,
+        present: Collection[str],
     ) -> None:
         self._where = where
         self._signature = signature
@@ -82,6 +85,7 @@ class Writer:
         self._given = given
         self._cls = cls
         self._number = number
+        self._present = present
         self._graph = fx.Graph()
         self._made: dict[fx.Node, fx.Node] = {}  # by raw node
         self._places: dict[Path, fx.Node] = {}
@@ -95,6 +99,7 @@ class Writer:
         self._placeholders()
         index, children = self._call.start, self._raw.calls_at
         while index < self._call.end:
+            self._passing(index)
             child = children.get((self._call.depth + 1, index))
             if child is not None:
                 self._child(child)
@@ -102,6 +107,7 @@ class Writer:
             else:
                 self._op(self._raw.nodes[index])
                 index += 1
+        self._passing(index)
         self._objects.bring(self._call.after)
         output = self._rebuilt(self._call.output)
         self._set_gradients(None)
@@ -196,15 +202,37 @@ class Writer:
     def _child(self, child: ModuleCall) -> None:
         self._set_gradients(self._forced_call(child))
         self._objects.bring((child.args, child.kwargs))
-        args = self._mapped(child.args)
-        kwargs = self._mapped(child.kwargs)
-        # named by hand: a child called "self" would shadow the module in the generated code
-        result = self._graph.create_node("call_module", child.name, args, kwargs, name="child")
+        result = self._called_child(child)
         self._take(result, child.output, child.output_classes)
         inside = set(self._raw.nodes[child.start : child.end])
         for node, found in self._objects.left(child):
             if node in inside and node not in self._made and not inside.issuperset(node.users):
                 self._made[node] = found()
+
+    def _called_child(self, child: ModuleCall) -> fx.Node:
+        args, kwargs = self._mapped(child.args), self._mapped(child.kwargs)
+        # named by hand: a child called "self" would shadow the module in the generated code
+        return self._graph.create_node("call_module", child.name, args, kwargs, name="child")
+
+    def _passing(self, index: int) -> None:
+        """Call the children that computed nothing of what is read, for hooks that they may have."""
+        for child in self._idle.get(index, ()):
+            self._set_gradients(self._forced_call(child))
+            result = self._called_child(child)
+            if not any(isinstance(x, Unread) for x in pytree.tree_leaves(child.output)):
+                what = f"module '{child.name}' of {self._where}"
+                passed = (result, self._mapped(child.output), what)
+                self._graph.call_function(passed_on, passed)
+
+    @cached_property
+    def _idle(self) -> dict[int, list[ModuleCall]]:
+        """Children without ops of their own, by their place."""
+        found: dict[int, list[ModuleCall]] = {}
+        for call in self._raw.calls:
+            idle = call.start == call.end and call.depth == self._call.depth + 1
+            if idle and call.name in self._present:
+                found.setdefault(call.start, []).append(call)
+        return found
 
     def _take(
         self,
@@ -415,6 +443,24 @@ def _nodes(value: Any) -> list[fx.Node]:
     found: list[fx.Node] = []
     map_arg(value, found.append)
     return found
+
+
+def passed_on(result: Any, expected: Any, where: str) -> None:
+    """Refuse to go on where a module that computes nothing gave something else.
+
+    Raises
+    ------
+    DepgraphError
+        What it gives is not told from what it takes in a rewritten forward.
+    """
+    if isinstance(expected, (list, tuple)) and type(result) is type(expected):
+        for pair in zip(result, expected, strict=True):
+            passed_on(*pair, where)
+    elif isinstance(expected, Tensor) and result is not expected:
+        raise DepgraphError(
+            f"{where} gave back what it took when the model was traced, and gives something else "
+            "now, as a hook may do; register the hook before, and prune again"
+        )
 
 
 def _is_open(size: Any) -> bool:

@@ -123,7 +123,7 @@ class Rewriter:
         prefix = f"{call.name}." if call.name else ""
         own = {local: p.axes(trace.tensors[name]) for local, name in tensors.items()}
         rewrite = Rewrite(
-            f"module '{call.name}' ({type(module).__name__})",
+            f"{f'module {call.name!r}' if call.name else 'the model'} ({type(module).__name__})",
             original_class(module),
             self._skeleton(module),
             self._kept,
@@ -286,7 +286,8 @@ class Rewrite:
         if traced.grad is not None:
             conditions.guards([f"torch.is_grad_enabled() is {traced.grad}"])
         number, self._count = self._count, self._count + 1
-        writer = Writer(self.where, self._signature, traced, p, kept, given, self.cls, number)
+        held = (self.cls, number, present.keys())
+        writer = Writer(self.where, self._signature, traced, p, kept, given, *held)
         forward = self._compiled(writer.write(), number)
         if writer.switches_gradients:
             forward = _restoring_gradients(forward)

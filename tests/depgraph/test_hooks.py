@@ -202,6 +202,53 @@ class GradientHook(nn.Module):
         return result
 
 
+class WithIdleChildren(nn.Module):
+    """Has children whose result is what they take, or is dropped, and a width in its forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 12), nn.Linear(12, 5)
+        self.idle, self.dropped = nn.Identity(), nn.Linear(12, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x).view(len(x), 4, 3).tanh().flatten(1)
+        y = y + self.idle(y)
+        self.dropped(y)
+        result: Tensor = self.b(self.idle(y))
+        return result
+
+
+def test_hooks_of_children_that_compute_nothing_run_in_a_rewritten_forward() -> None:
+    small, reference = cut_by_half(WithIdleChildren().double().eval())
+    for batch in (2, 3):
+        seen: list[list[str]] = [[], []]
+        handles = [
+            module.register_forward_hook(
+                lambda module, args, output, to=names, name=name: to.append(name)
+            )
+            for network, names in zip((small, reference), seen, strict=True)
+            for name, module in network.named_modules()
+        ]
+        x = torch.randn(batch, 8, dtype=torch.float64)
+        torch.testing.assert_close(small(x), reference(x))
+        assert seen[0] == seen[1] == ["a", "idle", "dropped", "idle", "b", ""]
+        for handle in handles:
+            handle.remove()
+
+
+def test_a_later_hook_that_lets_an_idle_child_give_something_else_is_refused() -> None:
+    small, _ = cut_by_half(WithIdleChildren().double().eval())
+    small.get_submodule("idle").register_forward_hook(lambda module, args, output: output * 2)
+    with pytest.raises(depgraph.DepgraphError, match="'idle' of the model"):
+        small(torch.randn(2, 8, dtype=torch.float64))
+
+
+def cut_by_half(model: nn.Module) -> tuple[nn.Module, nn.Module]:
+    graph = depgraph.trace(model, torch.zeros(2, 8).double())
+    plan = graph.plan({group.name: range(0, group.size, 2) for group in graph.prunable})
+    return plan.apply(model), masked(model, plan)
+
+
 class AsksForGradients(nn.Module):
     """Decides by what needs gradients, in a forward that has a width in it."""
 
@@ -225,10 +272,7 @@ ASKED: dict[str, Callable[[Tensor, Tensor], bool]] = {
 
 @pytest.mark.parametrize("name", ASKED)
 def test_what_needs_gradients_is_asked_anew_at_every_call_of_a_rewritten_forward(name: str) -> None:
-    model = AsksForGradients(ASKED[name]).double().eval()
-    graph = depgraph.trace(model, torch.zeros(2, 8).double())
-    plan = graph.plan({group.name: range(0, group.size, 2) for group in graph.prunable})
-    small, reference = plan.apply(model), masked(model, plan)
+    small, reference = cut_by_half(AsksForGradients(ASKED[name]).double().eval())
     x = torch.randn(3, 8, dtype=torch.float64)
     for trained in (True, False):
         for network in (small, reference):
