@@ -145,6 +145,7 @@ class Recorder(ProxyTorchDispatchMode):
         self._device = torch.device("cpu")  # where the forward thinks it runs
         self.mode_readers: set[str] = set()  # modules that ran when some module's mode was read
         self.modes_read: set[tuple[str, str]] = set()  # the module that ran, and whose mode it was
+        self.hooked: dict[str, str] = {}  # modules of which a hook does not run that may act
         self.gradients_read = False  # whether the forward asked what needs gradients
         self.running: Any = None  # the op that was called last
         self.unread: Unread | None = None

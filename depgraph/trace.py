@@ -24,7 +24,7 @@ from torch.utils import _pytree as pytree
 from depgraph._caches import Cache, caches_bypassed, filled, filling, forget, remembering
 from depgraph._calls import ModuleCall
 from depgraph._collection import collection_paused
-from depgraph._hooks import without_observers
+from depgraph._hooks import without_outsiders
 from depgraph._modules import held_tensors, named_modules, named_tensors, structural_copy
 from depgraph._objects import closed, opened
 from depgraph._out_of_sight import OutOfSight
@@ -48,7 +48,8 @@ class Trace:
     modules asked for the mode of which; ``held`` where a module holds a constant unregistered: the
     module's name, the attribute, and places in the containers that the attribute is; ``assumed``
     are the nodes that pick as many entries as values say that differ from call to call, here all;
-    ``gradients_read`` says whether the forward asked which tensors need gradients.
+    ``gradients_read`` says whether the forward asked which tensors need gradients; ``hooked`` of
+    which modules a hook may change ``"args"``, ``"output"`` or ``"both"`` (`depgraph._hooks`).
     """
 
     nodes: tuple[fx.Node, ...]
@@ -69,6 +70,7 @@ class Trace:
     held: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     assumed: frozenset[fx.Node] = frozenset()
     gradients_read: bool = False
+    hooked: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def asking(self) -> frozenset[fx.Node]:
@@ -182,6 +184,7 @@ def _traced(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], mak
         held=recorder.held,
         assumed=frozenset(recorder.assumed),
         gradients_read=recorder.gradients_read,
+        hooked=recorder.hooked,
     )
     return traced if recorder.unread is None else _completed(traced, recorder.unread)
 
@@ -306,7 +309,8 @@ def _recorded(
     emptied: frozenset[Cache] = frozenset(),
 ) -> _Recorded:
     """A recorder that has seen one forward, the tensors' nodes by name, output and caches."""
-    model = without_observers(structural_copy(model))
+    model = structural_copy(model)
+    recorder.hooked = without_outsiders(model)
     forget(model, emptied)
     alike = alike and recorder.can_repeat
     attributes = held_tensors(model)

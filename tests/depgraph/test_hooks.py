@@ -181,6 +181,55 @@ def test_a_hook_that_scales_does_so_after_a_cut(hook: Callable[..., Any]) -> Non
         assert relative_difference(small(example(batch)), expected) < 1e-9
 
 
+def counts(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    SEEN.append(output)
+    return output * 2
+
+
+def by_value(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    return output / output.abs().max().item()
+
+
+def checks(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    assert not output.is_meta
+    return output + torch.arange(output.size(-1))
+
+
+class Counter(Recorder):
+    def hook(self, module: nn.Module, args: Any, output: Tensor) -> Any:
+        self.calls += 1
+        return output * self.calls
+
+
+@pytest.mark.parametrize("hook", [counts, by_value, checks, Counter().hook])
+@pytest.mark.parametrize("where", ["0.qkv", "0.drop", "1.0", "1"])
+def test_a_hook_that_acts_and_can_tell_a_trace_runs_after_a_cut_alone(
+    where: str, hook: Callable[..., Any]
+) -> None:
+    model = network()
+    handle = model.get_submodule(where).register_forward_hook(hook)
+    SEEN.clear()
+    plan, small = cut(model)
+    assert not SEEN
+    reference, own = masked(model, plan), getattr(hook, "__self__", None)
+    results = []
+    for net in (small, reference):
+        if own is not None:
+            own.calls = 0
+        results.append([net(example(batch)) for batch in (2, 3)])
+    assert not any(isinstance(x, Tensor) and x.is_meta for x in SEEN)
+    for got, expected in zip(*results, strict=True):
+        assert relative_difference(got, expected) < 1e-9
+    handle.remove()
+
+
+def test_what_a_hook_may_change_is_frozen_with_its_name() -> None:
+    model = network()
+    model[1][0].register_forward_hook(counts)
+    graph = depgraph.trace(model, example())
+    assert next(g.frozen for g in graph.groups if g.size == 9) == "a hook of '1.0' may change it"
+
+
 def test_a_layer_that_torch_keeps_normalised_by_a_hook_is_traced_with_it() -> None:
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), torch.nn.utils.spectral_norm(nn.Linear(6, 2)))
     graph = depgraph.trace(model.eval(), torch.randn(3, 4))
