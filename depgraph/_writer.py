@@ -57,6 +57,8 @@ class Writer:
         Of the forward, among those of the class.
     present : collection of str
         Names of the modules within it that the sliced model has.
+    inlined : collection of str
+        Modules within it whose own forwards may not fit the plan.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Writer:
         cls: type[nn.Module],
         number: int,
         present: Collection[str],
+        inlined: Collection[str],
     ) -> None:
         self._where = where
         self._signature = signature
@@ -86,6 +89,7 @@ class Writer:
         self._cls = cls
         self._number = number
         self._present = present
+        self._inlined = inlined
         self._graph = fx.Graph()
         self._made: dict[fx.Node, fx.Node] = {}  # by raw node
         self._places: dict[Path, fx.Node] = {}
@@ -101,7 +105,7 @@ class Writer:
         while index < self._call.end:
             self._passing(index)
             child = children.get((self._call.depth + 1, index))
-            if child is not None:
+            if child is not None and child.name not in self._inlined:
                 self._child(child)
                 index = child.end
             else:

@@ -14,7 +14,7 @@ import functools
 import inspect
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -24,12 +24,13 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
-from depgraph._alike import Likeness, UnlikeError
+from depgraph._alike import Likeness, UnlikeError, own_tensors
+from depgraph._attributes import own_integers
 from depgraph._calls import ModuleCall, Unread
 from depgraph._conditions import Conditions, Fits, autocast_of
 from depgraph._folding import constants_property, constants_readable, split_constants
 from depgraph._given import Given, Path, Reader, Symbol, leaves_of, renewed
-from depgraph._modules import named_modules, named_tensors
+from depgraph._modules import is_layer, named_modules, named_tensors
 from depgraph._skeleton import Skeleton, Traced
 from depgraph._writer import Writer
 from depgraph.axes import Atom, Axis
@@ -74,6 +75,8 @@ class Rewriter:
         Before slicing; not changed.
     removed : iterable of str
         Modules that the sliced model is without.
+    called : container of str
+        Modules that the model calls, in any mode, so that their own forwards are made to fit.
     """
 
     def __init__(
@@ -82,7 +85,9 @@ class Rewriter:
         kept: Mapping[Atom, Tensor],
         model: nn.Module,
         removed: Iterable[str] = (),
+        called: Container[str] = (),
     ) -> None:
+        self._called = called
         self._outer = outer
         self._kept = kept
         self._removed = tuple(removed)
@@ -131,6 +136,11 @@ class Rewriter:
             own,
             tuple(name[len(prefix) :] for name in self._removed if name.startswith(prefix)),
             frozenset(path for path, x in leaves_of(call.output) if isinstance(x, Unread)),
+            frozenset(
+                name
+                for name, inner in _modules(module)
+                if f"{prefix}{name}" not in self._called and _has_sizes(inner)
+            ),
         )
         modes = {
             name[len(prefix) :]: mode
@@ -170,6 +180,8 @@ class Rewrite:
         Modules within it that the sliced one is without.
     dropped : frozenset of Path
         Parts of its output that the model does not read.
+    inlined : frozenset of str
+        Modules within it that the model does not call: a switch may have it do so.
     """
 
     def __init__(
@@ -182,8 +194,10 @@ class Rewrite:
         tensors: Mapping[str, Sequence[Axis]],
         removed: tuple[str, ...] = (),
         dropped: frozenset[Path] = frozenset(),
+        inlined: frozenset[str] = frozenset(),
     ) -> None:
         self._dropped = dropped
+        self._inlined = inlined
         self.where = where
         self.base = base
         self.skeleton = skeleton
@@ -286,7 +300,7 @@ class Rewrite:
         if traced.grad is not None:
             conditions.guards([f"torch.is_grad_enabled() is {traced.grad}"])
         number, self._count = self._count, self._count + 1
-        held = (self.cls, number, present.keys())
+        held = (self.cls, number, present.keys(), self._inlined)
         writer = Writer(self.where, self._signature, traced, p, kept, given, *held)
         forward = self._compiled(writer.write(), number)
         if writer.switches_gradients:
@@ -373,6 +387,12 @@ class Rewrite:
 
 def _modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     return iter(named_modules(module).items())
+
+
+def _has_sizes(module: nn.Module) -> bool:
+    """Whether a forward may have sizes in it that only a call of the module would tell of."""
+    own = [inner for inner in module.modules() if not is_layer(inner)]
+    return any(own_tensors(inner) or [*own_integers(inner)] for inner in own)
 
 
 def _meta(value: Any) -> Any:
