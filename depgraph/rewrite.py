@@ -32,6 +32,7 @@ from depgraph._folding import constants_property, constants_readable, split_cons
 from depgraph._given import Given, Path, Reader, Symbol, leaves_of, renewed
 from depgraph._modules import is_layer, named_modules, named_tensors
 from depgraph._skeleton import Skeleton, Traced
+from depgraph._values import Values
 from depgraph._writer import Writer
 from depgraph.axes import Atom, Axis
 from depgraph.errors import DepgraphError
@@ -148,7 +149,7 @@ class Rewriter:
             if name.startswith(prefix)
         }
         modes[""] = trace.modes[call.name]
-        rewrite.write_traced(module, call, modes)
+        rewrite.write_traced(module, call, modes, trace.values)
         return rewrite.cls
 
     def _skeleton(self, module: nn.Module) -> Skeleton:
@@ -226,12 +227,22 @@ class Rewrite:
     def __deepcopy__(self, memo: dict[int, Any]) -> Rewrite:
         return self  # what it says does not change, and copies of a module share their class
 
-    def write_traced(self, module: nn.Module, call: ModuleCall, modes: dict[str, bool]) -> None:
+    def write_traced(
+        self, module: nn.Module, call: ModuleCall, modes: dict[str, bool], values: Values | None
+    ) -> None:
         """Write the forward of the call in a trace; another mode is written when it is called."""
+
+        def held(node: fx.Node) -> Any:
+            """What stands for a tensor; integers are themselves, where the trace can tell them."""
+            value = node.meta["val"]
+            if values is None or value.is_floating_point() or value.is_complex():
+                return value
+            found = values.of(node)
+            return value if found is None else found[0]
+
         bound = self._signature.bind(*call.args, **call.kwargs)
         bound.apply_defaults()
-        values = {key: _meta(value) for key, value in bound.arguments.items()}
-        bound.arguments.update(values)
+        bound.arguments.update(pytree.tree_map_only(fx.Node, held, dict(bound.arguments)))
         given = self._reader.read(bound, dense=True)
         self._write(module, given, modes)
 
@@ -393,10 +404,6 @@ def _has_sizes(module: nn.Module) -> bool:
     """Whether a forward may have sizes in it that only a call of the module would tell of."""
     own = [inner for inner in module.modules() if not is_layer(inner)]
     return any(own_tensors(inner) or [*own_integers(inner)] for inner in own)
-
-
-def _meta(value: Any) -> Any:
-    return pytree.tree_map_only(fx.Node, lambda node: node.meta["val"], value)
 
 
 @contextmanager

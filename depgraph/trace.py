@@ -31,7 +31,7 @@ from depgraph._out_of_sight import OutOfSight
 from depgraph._recorder import Recorder, UnknownTruth, UnknownValue
 from depgraph._source import is_foreign, place
 from depgraph._unread import Unread, alive_nodes, owners
-from depgraph._values import Read, reads_values
+from depgraph._values import Read, Values, reads_values
 from depgraph.errors import DepgraphError
 
 Maker = Callable[[Mapping[Any, bool]], Recorder]
@@ -49,7 +49,8 @@ class Trace:
     module's name, the attribute, and places in the containers that the attribute is; ``assumed``
     are the nodes that pick as many entries as values say that differ from call to call, here all;
     ``gradients_read`` says whether the forward asked which tensors need gradients; ``hooked`` of
-    which modules a hook may change ``"args"``, ``"output"`` or ``"both"`` (`depgraph._hooks`).
+    which modules a hook may change ``"args"``, ``"output"`` or ``"both"`` (`depgraph._hooks`);
+    ``values`` knows what nodes hold that follow from no pixels and no weights.
     """
 
     nodes: tuple[fx.Node, ...]
@@ -71,6 +72,7 @@ class Trace:
     assumed: frozenset[fx.Node] = frozenset()
     gradients_read: bool = False
     hooked: Mapping[str, str] = field(default_factory=dict)
+    values: Values | None = None
 
     @cached_property
     def asking(self) -> frozenset[fx.Node]:
@@ -185,6 +187,7 @@ def _traced(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], mak
         assumed=frozenset(recorder.assumed),
         gradients_read=recorder.gradients_read,
         hooked=recorder.hooked,
+        values=recorder.values,
     )
     return traced if recorder.unread is None else _completed(traced, recorder.unread)
 
