@@ -38,6 +38,8 @@ class ModuleCall:
         keys that lead to them.
     grad : bool
         Whether gradients were enabled when the call began.
+    after : (tuple, dict) or None
+        What the call took, as it left it, where there are objects in it (`depgraph._objects`).
     """
 
     name: str
@@ -49,6 +51,7 @@ class ModuleCall:
     depth: int
     output_classes: dict[Path, type]
     grad: bool = False
+    after: Any = None
 
 
 def is_named_tuple(cls: type) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from depgraph._given import Given, GivenTensor, Symbol, spelled
+from depgraph._objects import objects_in, structure
 from depgraph.trace import Trace
 
 Fits = Callable[..., bool]
@@ -42,8 +43,9 @@ class Conditions:
             if not pytree.tree_is_leaf(value) and not pytree.tree_leaves(value):
                 self._need(f"not {name}")
             elif not pytree.tree_is_leaf(value):
+                look = structure if objects_in(value) else pytree.tree_structure
                 spec = self._hold(pytree.tree_structure(value))
-                self._need(f"{self._hold(pytree.tree_structure)}({name}) == {spec}")
+                self._need(f"{self._hold(look)}({name}) == {spec}")
         for path, leaf in given.leaves():
             text = spelled(path)
             if id(leaf) in given.tensors:
@@ -56,6 +58,16 @@ class Conditions:
             else:
                 self._need(f"{self._hold(same_value)}({text}, {self._hold(leaf)})")
         self._sizes(given)
+
+    def gradients(self, given: Given, needed: Mapping[str, bool]) -> None:
+        """Ask for the same inputs and parameters that need gradients."""
+        for tensor in given.tensors.values():
+            if not tensor.unread:
+                text = spelled(tensor.places[0])
+                answer = f"({text}.requires_grad, {text}.is_leaf)"
+                self._need(f"{answer} == {tensor.gradients}")
+        for name, wanted in needed.items():
+            self._need(f"{attribute(name, 'requires_grad')} is {wanted}")
 
     def autocast(self, given: Given, autocast: tuple[str, torch.dtype] | None) -> None:
         """Ask for the same types that ops choose for themselves."""

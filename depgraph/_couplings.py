@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from depgraph._alike import UnlikeError, looks, plain_key
 from depgraph._calls import UNREAD, ModuleCall
-from depgraph._modules import named_tensors, structural_copy
+from depgraph._modules import is_layer, named_tensors, structural_copy
 from depgraph._watch import ready_to_watch
 from depgraph.propagate import op_name
 from depgraph.trace import Trace, TraceError, shape, trace_forward
@@ -48,7 +48,7 @@ def parts_couple_alike(trace: Trace, model: nn.Module) -> bool:
     bool
         False also where it cannot be told.
     """
-    readers = {name for name in trace.mode_readers if not _is_layer(model.get_submodule(name))}
+    readers = {name for name in trace.mode_readers if not is_layer(model.get_submodule(name))}
     if len(set(trace.modes.values())) != 1 or "" in readers:
         return not readers
     names = {id(tensor): name for name, tensor in named_tensors(model)[0].items()}
@@ -87,11 +87,6 @@ def couples_alike(one: Trace, other: Trace) -> bool:
         output = pytree.tree_map_only(fx.Node, place.__getitem__, trace.calls_of[""][0].output)
         told.append((output, list(map(values.known.get, whole.outputs)), values.computed))
     return told[0] == told[1]
-
-
-def _is_layer(module: nn.Module) -> bool:
-    """Whether a module is one of torch's own layers, which couple the same in both modes."""
-    return type(module).__module__.startswith("torch.nn.") and not any(module.children())
 
 
 def _outermost(names: Iterable[str]) -> Iterator[str]:

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from depgraph._attributes import candidates, with_integer
 from depgraph._edits import Edits
-from depgraph._modules import named_modules, named_tensors, structural_copy
+from depgraph._modules import is_layer, named_modules, named_tensors, structural_copy
 from depgraph.axes import axis_size, kept_sizes
 from depgraph.cost import value_shape
 from depgraph.graph import DependencyGraph
@@ -177,8 +177,7 @@ class Fitting:
 
     def is_layer(self, name: str) -> bool:
         """Whether a module is one of torch's own layers, whose sizes are its parameters'."""
-        module = self.modules[name]
-        return type(module).__module__.startswith("torch.nn.") and not any(module.children())
+        return is_layer(self.modules[name])
 
 
 def _within(prefix: str, found: dict[str, _T]) -> dict[str, _T]:

@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 from depgraph._alike import UnlikeError, plain_key
 from depgraph._calls import Unread
 from depgraph._meta import META
+from depgraph._objects import objects_in, opened
 from depgraph._symbols import Symbols
 from depgraph.axes import Atom, Axis, Concat, axis_atoms, axis_size
 from depgraph.errors import DepgraphError
@@ -82,6 +83,8 @@ class GivenTensor:
         Whether nothing reads the tensor.
     value : Tensor or None
         What the forward may ask for: integers and masks, where they are at hand.
+    gradients : (bool, bool)
+        Whether it needs gradients, and whether it is a leaf.
     """
 
     places: list[Path]
@@ -92,6 +95,7 @@ class GivenTensor:
     order: tuple[int, ...]
     unread: bool = False
     value: Tensor | None = None
+    gradients: tuple[bool, bool] = (False, True)
 
 
 @dataclass
@@ -159,14 +163,17 @@ class Given:
     def key(self) -> Any:
         """What tells apart calls that may run different ops; None where that cannot be told."""
         try:
-            return tuple(self._look(path, leaf) for path, leaf in self.leaves()), tuple(self.hints)
+            looks = tuple(self._look(path, leaf) for path, leaf in self.leaves())
+            kinds = tuple(x.cls for _, x in objects_in(dict(self.bound.arguments)).values())
+            return looks, kinds, tuple(self.hints)
         except UnlikeError:
             return None
 
     def _look(self, path: Path, leaf: Any) -> Any:
         given = self.tensors.get(id(leaf))
         if given is not None:
-            return path, given.places[0], given.dims, given.dtype, given.order, given.unread
+            look = (given.dims, given.dtype, given.order, given.unread, given.gradients)
+            return path, given.places[0], *look
         return path, self.numbers.get(path) or plain_key(leaf)
 
 
@@ -177,16 +184,22 @@ def _made(given: GivenTensor, size: Callable[[int | Symbol], Any]) -> Tensor:
     for dim in reversed(given.order):
         strides[dim] = step
         step = step * sizes[dim]
-    return torch.empty_strided(sizes, strides, dtype=given.dtype, device=META)
+    made = torch.empty_strided(sizes, strides, dtype=given.dtype, device=META)
+    needed, leaf = given.gradients
+    if not needed:
+        return made
+    with torch.enable_grad():
+        return made.requires_grad_() if leaf else torch.ops.aten.alias(made.requires_grad_())
 
 
 def leaves_of(arguments: Any) -> list[tuple[Path, Any]]:
     """Leaves of containers with the keys that lead there: names, places, or ``.attribute``."""
     found, _ = pytree.tree_flatten_with_path(arguments)
-    return [(tuple(map(_key, path)), leaf) for path, leaf in found]
+    return [(tuple(map(key_of, path)), leaf) for path, leaf in found]
 
 
-def _key(entry: Any) -> Any:
+def key_of(entry: Any) -> Any:
+    """A key of a path, of one that pytree gives."""
     if isinstance(entry, pytree.GetAttrKey):
         return Attribute(entry.name)
     return entry.idx if isinstance(entry, pytree.SequenceKey) else entry.key
@@ -217,7 +230,7 @@ class Reader:
         self, where: str, axes: Mapping[Path, Sequence[Axis]], kept: Mapping[Atom, Tensor]
     ) -> None:
         self._where = where
-        self._axes = axes
+        self._axes = dict(axes)
         self._kept = kept
         self._sizes = {atom: units.shape[-1] for atom, units in kept.items()}
 
@@ -236,6 +249,7 @@ class Reader:
         DepgraphError
             For a size that the pruned model cannot have, or an object that is no plain value.
         """
+        bound.arguments = opened(dict(bound.arguments))
         given = Given(bound)
         labels: dict[Any, Symbol] = {}
         for path, leaf in given.leaves():
@@ -280,7 +294,14 @@ class Reader:
             new,
             tuple(order),
             value=leaf if whole else None,
+            gradients=(leaf.requires_grad, leaf.is_leaf),
         )
+
+    def note(self, given: Given, after: Mapping[Path, Sequence[Axis]]) -> None:
+        """Remember what a call left in objects, to know it there at a later one."""
+        atoms = {new: old for old, new in given.atoms.items()}
+        for path, axes in after.items():
+            self._axes.setdefault(path, [_renamed(axis, atoms) for axis in axes])
 
     def _is_cut(self, axis: Axis | None) -> bool:
         return any(atom in self._kept for atom in axis_atoms(axis or ()))
@@ -375,6 +396,15 @@ def _renewed_factor(factor: Any, given: Given) -> Any:
     if isinstance(factor, Concat):
         return Concat(tuple(renewed(part, given) for part in factor.parts))
     return given.atoms.setdefault(factor, Atom(factor.size, factor.frozen))
+
+
+def _renamed(axis: Sequence[Any], atoms: Mapping[Atom, Atom]) -> Axis:
+    return tuple(
+        Concat(tuple(_renamed(part, atoms) for part in factor.parts))
+        if isinstance(factor, Concat)
+        else atoms.get(factor, factor)
+        for factor in axis
+    )
 
 
 def spelled(path: Path) -> str:

@@ -100,6 +100,11 @@ def structural_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
+def is_layer(module: nn.Module) -> bool:
+    """Whether a module is one of torch's own layers, whose sizes are its parameters'."""
+    return type(module).__module__.startswith("torch.nn.") and not any(module.children())
+
+
 def held_tensors(model: nn.Module) -> dict[int, tuple[Any, ...]]:
     """Where modules hold tensors that they have not registered.
 

@@ -1,11 +1,12 @@
-"""Makes nodes of a ``torch.fx`` graph, without what ``fx.Graph.create_node`` does besides."""
+"""Nodes of a ``torch.fx`` graph: made quickly, and asked for gradients."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
-from torch import fx
+import torch
+from torch import Tensor, fx
 
 _NONE: dict[str, Any] = {}
 
@@ -53,6 +54,30 @@ class NodeMaker:
         graph._find_nodes_lookup_table.insert(node)
         graph._len += 1
         return node
+
+
+def needs_gradients(node: fx.Node) -> bool:
+    """Whether what a node computes would need gradients: something that it follows from does."""
+    seen: set[fx.Node] = set()
+    stack = [node]
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        value = node.meta["val"]
+        if node.op != "call_function":
+            if node.meta.get("gradients", (value is not None and value.requires_grad,))[0]:
+                return True
+        elif _passes_gradients(node, value):
+            stack.extend(node.all_input_nodes)
+    return False
+
+
+def _passes_gradients(node: fx.Node, value: Any) -> bool:
+    if not node.meta.get("grad", True) or node.target is torch.ops.aten.detach.default:
+        return False
+    return not isinstance(value, Tensor) or value.is_floating_point() or value.is_complex()
 
 
 _NO_IDENTIFIER = re.compile(r"\W|^(?=\d)")

@@ -54,6 +54,12 @@ class ModuleRecorder(Recorder):
         """What of an output the model reads."""
         return [leaf for path, leaf in leaves_of(plain(output)) if path not in self._dropped]
 
+    def left_behind(self) -> list[fx.Node]:
+        """What the module left in objects for a later call, and gave to children with hooks."""
+        given = [(call.args, call.kwargs) for call in self.calls if call.depth == 1]
+        left = pytree.tree_leaves((self.calls[-1].after, given))
+        return [leaf for leaf in left if isinstance(leaf, fx.Node)]
+
     def with_unread(self) -> None:
         """What nobody reads is not written."""
 

@@ -36,7 +36,8 @@ from depgraph._meta import (
     to_meta,
 )
 from depgraph._modules import named_modules
-from depgraph._nodes import NodeMaker
+from depgraph._nodes import NodeMaker, needs_gradients
+from depgraph._objects import keeps_state, opened
 from depgraph._repeats import Repeats
 from depgraph._shapes import quick_write
 from depgraph._source import source_line, source_stack
@@ -138,12 +139,14 @@ class Recorder(ProxyTorchDispatchMode):
         self._stand_ins: dict[int, Tensor] = {}
         self._given: dict[int, Tensor] = {}
         self._results: dict[Any, Any] = {}
-        self.stack: list[tuple[str, int, Any, bool]] = []
+        self.stack: list[tuple[str, int, Any, bool, Any]] = []
         self.repeats: Repeats | None = None
         self.written: list[tuple[Tensor, fx.Node, fx.Node]] = []
         self._device = torch.device("cpu")  # where the forward thinks it runs
         self.mode_readers: set[str] = set()  # modules that ran when some module's mode was read
         self.modes_read: set[tuple[str, str]] = set()  # the module that ran, and whose mode it was
+        self.hooked: dict[str, str] = {}  # modules of which a hook does not run that may act
+        self.gradients_read = False  # whether the forward asked what needs gradients
         self.running: Any = None  # the op that was called last
         self.unread: Unread | None = None
 
@@ -176,9 +179,9 @@ class Recorder(ProxyTorchDispatchMode):
         if id(tensor) in self._given:
             return self._given[id(tensor)]
         value = self._given[id(tensor)] = on_meta(tensor)
-        value.depgraph_given = True  # type: ignore[attr-defined]  # see `_watch`
         placeholder = self.make.placeholder(f"input_{len(self.inputs)}")
         self.inputs.append(self._note(placeholder, value))
+        placeholder.meta["gradients"] = (tensor.requires_grad, tensor.is_leaf)
         if tells_how(tensor):
             self.values.know(placeholder, tensor)
         return value
@@ -207,10 +210,21 @@ class Recorder(ProxyTorchDispatchMode):
                 stack.callback(handle.remove)
             self.repeats = Repeats(self, model, modules) if alike else None
             stack.enter_context(watched(self.repeats or self, rest))
-            stack.enter_context(thought_on(self._device))
+            stack.enter_context(thought_on(self._device, self.gradients))
             stack.enter_context(enable_python_dispatcher())
             stack.enter_context(self)
             yield
+
+    def gradients(self, tensor: Tensor) -> tuple[bool, bool] | None:
+        """Whether a tensor of the trace would need gradients, and whether it would be a leaf."""
+        if not tensor.is_meta:
+            return None
+        self.gradients_read = True
+        node = self.node(tensor)
+        if "gradients" in node.meta:
+            return node.meta["gradients"]
+        wanted = tensor.requires_grad or needs_gradients(node)
+        return wanted, node.op == "placeholder" or not wanted
 
     def call(self, name: str, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         """Record a call of a module."""
@@ -234,7 +248,8 @@ class Recorder(ProxyTorchDispatchMode):
         leaves = self.results(output)
         outputs = tuple(self.node(leaf) for leaf in leaves if isinstance(leaf, Tensor))
         last = self.graph.output(outputs)
-        alive = alive_nodes(self.nodes, (last, *outputs, *(read.node for read in self.reads)))
+        reads = (read.node for read in self.reads)
+        alive = alive_nodes(self.nodes, (last, *outputs, *reads, *self.left_behind()))
         if len(alive) == len(self.nodes) + 1:
             return outputs, (*self.nodes, last), self.calls
         calls = without_unread(self.calls, self.nodes, alive)
@@ -247,6 +262,10 @@ class Recorder(ProxyTorchDispatchMode):
     def results(self, output: Any) -> list[Any]:
         """What of an output is read."""
         return pytree.tree_leaves(plain(output))
+
+    def left_behind(self) -> list[fx.Node]:
+        """What else stays of the forward, in objects that it was given."""
+        return []
 
     def with_unread(self) -> Unread | None:
         """The forward with the ops whose results nobody reads."""
@@ -460,14 +479,25 @@ class Recorder(ProxyTorchDispatchMode):
     def entered(self, name: str, args: Any, kwargs: dict[str, Any]) -> None:
         """Note a call that begins."""
         given = mapped((args, kwargs), self.traced)
-        self.stack.append((name, len(self.nodes), given, torch.is_grad_enabled()))
+        objects = None
+        if any(map(keeps_state, pytree.tree_leaves(given))):
+            objects = args, kwargs
+            given = mapped(opened(objects), self.traced)
+        self.stack.append((name, len(self.nodes), given, torch.is_grad_enabled(), objects))
 
     def left(self, output: Any) -> None:
         """Note the call that has ended."""
-        name, start, (args, kwargs), grad = self.stack.pop()
+        name, start, (args, kwargs), grad, objects = self.stack.pop()
         result = mapped(plain(output), self.traced)
         end, depth, classes = len(self.nodes), len(self.stack), classes_in(output)
-        self.calls.append(ModuleCall(name, start, end, args, kwargs, result, depth, classes, grad))
+        # tensors without a node yet are constants, which get theirs after the call's own
+        after = None if objects is None else mapped(opened(objects), self._in_object)
+        self.calls.append(
+            ModuleCall(name, start, end, args, kwargs, result, depth, classes, grad, after)
+        )
+
+    def _in_object(self, value: Any) -> Any:
+        return self.node(value) if isinstance(value, Tensor) else value
 
     def traced(self, value: Any) -> Any:
         known = isinstance(value, Tensor) and (value.is_meta or id(value) in self.node_of)

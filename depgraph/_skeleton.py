@@ -96,6 +96,7 @@ class Skeleton:
         buffers: Mapping[str, torch.Tensor],
         dropped: frozenset[Path],
         autocast: tuple[str, torch.dtype] | None,
+        needed: Mapping[str, bool],
         flags: tuple[Any, ...],
     ) -> Traced:
         """The forward of a call, in these modes and types of tensors, by their names.
@@ -110,6 +111,8 @@ class Skeleton:
             Parts of the output that the model does not read.
         autocast : (str, torch.dtype) or None
             The kind of device on which autocast is on, and to what type.
+        needed : mapping of str to bool
+            Which parameters need gradients.
         flags : tuple
             What else the forward may see of its module, hashable.
 
@@ -120,13 +123,16 @@ class Skeleton:
         """
         with self._lock, _without_global_hooks():
             grad = torch.is_grad_enabled()
-            key = (given.key, grad, dropped, autocast, flags, *modes.items(), *types.items())
+            state = (*modes.items(), *types.items(), *needed.items())
+            key = (given.key, grad, dropped, autocast, flags, *state)
             if key[0] is not None and key in self._traces:
                 self._traces.move_to_end(key)
                 return self._traces[key]
             for name, module in named_modules(self.module).items():
                 module.training = modes.get(name, module.training)
             self._retype(types)
+            for name, tensor in named_tensors(self.module)[0].items():
+                tensor.requires_grad_(needed.get(name, tensor.requires_grad))
             with self._holding(buffers):
                 made = _traced(self.module, given, grad, dropped, autocast and autocast[0])
             if key[0] is not None and not made.numbers.reads:

@@ -48,7 +48,8 @@ class Slicer(Fitting):
         )
         # many parameters share an axis
         self._indices = cache(partial(kept_indices, kept=self.kept))
-        self._rewriter = Rewriter(self.p, self.kept, model, self.removed())
+        called = {call.name for p in graph.in_modes for call in p.trace.calls}
+        self._rewriter = Rewriter(self.p, self.kept, model, self.removed(), called)
 
     def new_tensors(self, share: bool) -> dict[int, Tensor]:
         """The tensor to put in place of each old one; unpruned ones are shared or copied."""

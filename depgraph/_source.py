@@ -9,6 +9,7 @@ from types import FrameType
 
 import torch
 
+_TYPED_IN = ("<stdin>", "<string>", "<console>", "<ipython-input", "<python-input")
 _OURS = tuple(f"{Path(file).resolve().parent}{os.sep}" for file in (torch.__file__, __file__))
 
 
@@ -38,7 +39,8 @@ def is_foreign(frame: FrameType) -> bool:
     file = frame.f_code.co_filename
     known = _foreign.get(file)
     if known is None:
-        known = _foreign[file] = not file.startswith(_OURS) and file[:1] != "<"
+        made = file[:1] == "<" and not file.startswith(_TYPED_IN)
+        known = _foreign[file] = not (made or file.startswith(_OURS))
     return known
 
 

@@ -83,6 +83,7 @@ def without_unread(
             args=mapped(call.args, read),
             kwargs=mapped(call.kwargs, read),
             output=mapped(call.output, read),
+            after=mapped(call.after, read),
         )
         for call in calls
     ]

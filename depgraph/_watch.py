@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from depgraph._source import is_foreign
+
+Gradients = Callable[[Tensor], tuple[bool, bool] | None]
 
 
 class Watcher(Protocol):
@@ -39,8 +42,10 @@ _plain: dict[str, Any] = {}
 _plain_index: Any = torch._C.TensorBase.__getitem__
 _plain_device: Any = torch._C.TensorBase.device
 _plain_requires_grad: Any = torch._C.TensorBase.requires_grad
+_plain_is_leaf: Any = torch._C.TensorBase.is_leaf
 _here = threading.local()
-"""Has the device that the forward thinks it runs on, in a thread that records one."""
+"""In a thread that records a forward: the device that it thinks it runs on, and who is told when it
+asks which tensors need gradients."""
 
 
 def plain_call(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -92,25 +97,43 @@ def _device(tensor: Tensor) -> torch.device:
 
 
 def _requires_grad(tensor: Tensor) -> bool:
-    """What other code than torch's is told of what it computed: what holds in training."""
-    wanted: bool = _plain_requires_grad.__get__(tensor)
-    if wanted or isinstance(tensor, nn.Parameter) or getattr(_here, "device", None) is None:
-        return wanted
-    if getattr(tensor, "depgraph_given", False):
-        return wanted
-    in_training = _plain_device.__get__(tensor).type == "meta" and torch.is_grad_enabled()
-    return in_training and tensor.is_floating_point() and is_foreign(sys._getframe(1))
+    """What other code than torch's is told: what holds where the forward runs for real."""
+    asked = _asked_by(sys._getframe(1))
+    known = asked(tensor) if asked is not None else None
+    wanted: bool = _plain_requires_grad.__get__(tensor) if known is None else known[0]
+    return wanted
+
+
+def _is_leaf(tensor: Tensor) -> bool:
+    """The same, of whether nothing that is trained comes before a tensor."""
+    asked = _asked_by(sys._getframe(1))
+    known = asked(tensor) if asked is not None else None
+    leaf: bool = _plain_is_leaf.__get__(tensor) if known is None else known[1]
+    return leaf
+
+
+def _asked_by(frame: FrameType) -> Gradients | None:
+    asked: Gradients | None = getattr(_here, "gradients", None)
+    return asked if asked is not None and is_foreign(frame) else None
 
 
 @contextmanager
-def thought_on(device: torch.device) -> Iterator[None]:
-    """Let code of this thread take tensors without data for tensors on a device."""
-    before = getattr(_here, "device", None)
-    _here.device = device
+def thought_on(device: torch.device, gradients: Gradients) -> Iterator[None]:
+    """Let code of this thread take tensors without data for tensors on a device.
+
+    Parameters
+    ----------
+    device : torch.device
+    gradients : callable
+        Says whether a tensor needs gradients, and whether it is a leaf; None of one that is its own
+        answer.
+    """
+    before = getattr(_here, "device", None), getattr(_here, "gradients", None)
+    _here.device, _here.gradients = device, gradients
     try:
         yield
     finally:
-        _here.device = before
+        _here.device, _here.gradients = before
 
 
 def can_be_watched(module: nn.Module, with_hooks: bool = False) -> bool:
@@ -134,6 +157,7 @@ def ready_to_watch() -> Iterator[None]:
             Tensor.device = property(_device)  # type: ignore[assignment]
             asked = property(_requires_grad, _plain_requires_grad.__set__)
             Tensor.requires_grad = asked  # type: ignore[assignment]
+            Tensor.is_leaf = property(_is_leaf)  # type: ignore[assignment]
     try:
         yield
     finally:
@@ -145,6 +169,7 @@ def ready_to_watch() -> Iterator[None]:
                 del Tensor.__getitem__
                 del Tensor.device
                 del Tensor.requires_grad
+                del Tensor.is_leaf
 
 
 @contextmanager

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterable, Mapping
-from functools import cached_property
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import cached_property, partial
 from operator import floordiv, getitem
 from typing import Any
 
@@ -16,8 +16,10 @@ from torch.utils import _pytree as pytree
 
 from depgraph._calls import ModuleCall, Unread, is_named_tuple
 from depgraph._calls import Path as OutputPath
-from depgraph._given import Attribute, Given, Path, Symbol
+from depgraph._changes import Changes
+from depgraph._given import Attribute, Given, Path, Symbol, key_of
 from depgraph._meta import META
+from depgraph._objects import Opened, keeps_state, objects_in
 from depgraph._skeleton import Traced
 from depgraph._symbols import SYMBOLIC, divides, pin
 from depgraph.axes import Atom, Axis, axis_atoms, axis_size, kept_sizes
@@ -53,6 +55,10 @@ class Writer:
         Holds the constants of the forward.
     number : int
         Of the forward, among those of the class.
+    present : collection of str
+        Names of the modules within it that the sliced model has.
+    inlined : collection of str
+        Modules within it whose own forwards may not fit the plan.
     """
 
     def __init__(
@@ -65,6 +71,8 @@ class Writer:
         given: Given,
         cls: type[nn.Module],
         number: int,
+        present: Collection[str],
+        inlined: Collection[str],
     ) -> None:
         self._where = where
         self._signature = signature
@@ -80,25 +88,31 @@ class Writer:
         self._given = given
         self._cls = cls
         self._number = number
+        self._present = present
+        self._inlined = inlined
         self._graph = fx.Graph()
         self._made: dict[fx.Node, fx.Node] = {}  # by raw node
         self._places: dict[Path, fx.Node] = {}
         self._expressions: dict[Any, Any] = {}
         self._names = {node: name for name, node in traced.raw.tensors.items()}
         self._grad: bool | None = None  # as the caller has it
+        self._objects = Changes(where, self._graph, self._mapped)
 
     def write(self) -> fx.Graph:
         """The graph; a guard may have been added to the symbols."""
         self._placeholders()
         index, children = self._call.start, self._raw.calls_at
         while index < self._call.end:
+            self._passing(index)
             child = children.get((self._call.depth + 1, index))
-            if child is not None:
+            if child is not None and child.name not in self._inlined:
                 self._child(child)
                 index = child.end
             else:
                 self._op(self._raw.nodes[index])
                 index += 1
+        self._passing(index)
+        self._objects.bring(self._call.after)
         output = self._rebuilt(self._call.output)
         self._set_gradients(None)
         self._graph.output(output)
@@ -112,6 +126,9 @@ class Writer:
             self._places[(name,)] = self._graph.placeholder(star + name, **extra)
         for raw, given in zip(self._raw.inputs, self._given.tensors.values(), strict=True):
             self._made[raw] = self._place(given.places[0])
+        bound = self._signature.bind(*self._call.args, **self._call.kwargs)
+        for path, opened in objects_in(dict(bound.arguments)).values():
+            self._objects.given(opened, partial(self._place, tuple(map(key_of, path))))
         if self.switches_gradients:
             self._asked = self._graph.call_function(torch.is_grad_enabled)
 
@@ -188,11 +205,38 @@ class Writer:
 
     def _child(self, child: ModuleCall) -> None:
         self._set_gradients(self._forced_call(child))
-        args = self._mapped(child.args)
-        kwargs = self._mapped(child.kwargs)
-        # named by hand: a child called "self" would shadow the module in the generated code
-        result = self._graph.create_node("call_module", child.name, args, kwargs, name="child")
+        self._objects.bring((child.args, child.kwargs))
+        result = self._called_child(child)
         self._take(result, child.output, child.output_classes)
+        inside = set(self._raw.nodes[child.start : child.end])
+        for node, found in self._objects.left(child):
+            if node in inside and node not in self._made and not inside.issuperset(node.users):
+                self._made[node] = found()
+
+    def _called_child(self, child: ModuleCall) -> fx.Node:
+        args, kwargs = self._mapped(child.args), self._mapped(child.kwargs)
+        # named by hand: a child called "self" would shadow the module in the generated code
+        return self._graph.create_node("call_module", child.name, args, kwargs, name="child")
+
+    def _passing(self, index: int) -> None:
+        """Call the children that computed nothing of what is read, for hooks that they may have."""
+        for child in self._idle.get(index, ()):
+            self._set_gradients(self._forced_call(child))
+            result = self._called_child(child)
+            if not any(isinstance(x, Unread) for x in pytree.tree_leaves(child.output)):
+                what = f"module '{child.name}' of {self._where}"
+                passed = (result, self._mapped(child.output), what)
+                self._graph.call_function(passed_on, passed)
+
+    @cached_property
+    def _idle(self) -> dict[int, list[ModuleCall]]:
+        """Children without ops of their own, by their place."""
+        found: dict[int, list[ModuleCall]] = {}
+        for call in self._raw.calls:
+            idle = call.start == call.end and call.depth == self._call.depth + 1
+            if idle and call.name in self._present:
+                found.setdefault(call.start, []).append(call)
+        return found
 
     def _take(
         self,
@@ -357,6 +401,10 @@ class Writer:
             return self._device() if value == META else value
         if isinstance(value, Unread):
             return None
+        if isinstance(value, Opened):
+            return self._objects.node(value.source)
+        if keeps_state(value):
+            return self._objects.node(value)
         # containers that only pytree knows, such as a library's outputs
         return value if pytree.tree_is_leaf(value) else pytree.tree_map(self._mapped_leaf, value)
 
@@ -399,6 +447,24 @@ def _nodes(value: Any) -> list[fx.Node]:
     found: list[fx.Node] = []
     map_arg(value, found.append)
     return found
+
+
+def passed_on(result: Any, expected: Any, where: str) -> None:
+    """Refuse to go on where a module that computes nothing gave something else.
+
+    Raises
+    ------
+    DepgraphError
+        What it gives is not told from what it takes in a rewritten forward.
+    """
+    if isinstance(expected, (list, tuple)) and type(result) is type(expected):
+        for pair in zip(result, expected, strict=True):
+            passed_on(*pair, where)
+    elif isinstance(expected, Tensor) and result is not expected:
+        raise DepgraphError(
+            f"{where} gave back what it took when the model was traced, and gives something else "
+            "now, as a hook may do; register the hook before, and prune again"
+        )
 
 
 def _is_open(size: Any) -> bool:

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
+from torch.utils import _pytree as pytree
 
 from depgraph._couplings import couples_alike, parts_couple_alike
 from depgraph._modules import structural_copy
@@ -117,6 +118,7 @@ def walk(
     aside = tuple(_walk_again(p, trace, _Unread) for trace in complete)
     turned = tuple(_walk_again(p, trace, Propagation) for trace in branches)
     for q in (*in_modes, *turned):
+        _freeze_hooked(q)
         freeze_normalised_weights(q)
         freeze_mixed_sums(q)
     _freeze_unread(p)
@@ -136,6 +138,17 @@ def _walk_again(p: Propagation, trace: Trace, kind: type[Propagation]) -> Propag
     q = kind(trace, seeds, p.algebra)
     q.run()
     return q
+
+
+def _freeze_hooked(p: Propagation) -> None:
+    """Keep whole what a hook may change that is not part of the trace."""
+    for name, place in p.trace.hooked.items():
+        for call in p.trace.calls_of.get(name, ()):
+            changed = {"args": (call.args, call.kwargs), "output": call.output}
+            given = changed.get(place, tuple(changed.values()))
+            for node in pytree.tree_leaves(given):
+                if isinstance(node, fx.Node):
+                    p.freeze(node, f"a hook of '{name}' may change it")
 
 
 def _freeze_unread(p: Propagation) -> None:

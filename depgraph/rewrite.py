@@ -14,7 +14,7 @@ import functools
 import inspect
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -24,17 +24,20 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
-from depgraph._alike import Likeness, UnlikeError
+from depgraph._alike import Likeness, UnlikeError, own_tensors
+from depgraph._attributes import own_integers
 from depgraph._calls import ModuleCall, Unread
 from depgraph._conditions import Conditions, Fits, autocast_of
 from depgraph._folding import constants_property, constants_readable, split_constants
 from depgraph._given import Given, Path, Reader, Symbol, leaves_of, renewed
-from depgraph._modules import named_modules, named_tensors
+from depgraph._modules import is_layer, named_modules, named_tensors
 from depgraph._skeleton import Skeleton, Traced
+from depgraph._values import Values
 from depgraph._writer import Writer
 from depgraph.axes import Atom, Axis
 from depgraph.errors import DepgraphError
 from depgraph.propagate import Propagation
+from depgraph.trace import Trace
 
 Forward = Callable[..., Any]
 
@@ -73,6 +76,8 @@ class Rewriter:
         Before slicing; not changed.
     removed : iterable of str
         Modules that the sliced model is without.
+    called : container of str
+        Modules that the model calls, in any mode, so that their own forwards are made to fit.
     """
 
     def __init__(
@@ -81,7 +86,9 @@ class Rewriter:
         kept: Mapping[Atom, Tensor],
         model: nn.Module,
         removed: Iterable[str] = (),
+        called: Container[str] = (),
     ) -> None:
+        self._called = called
         self._outer = outer
         self._kept = kept
         self._removed = tuple(removed)
@@ -122,7 +129,7 @@ class Rewriter:
         prefix = f"{call.name}." if call.name else ""
         own = {local: p.axes(trace.tensors[name]) for local, name in tensors.items()}
         rewrite = Rewrite(
-            f"module '{call.name}' ({type(module).__name__})",
+            f"{f'module {call.name!r}' if call.name else 'the model'} ({type(module).__name__})",
             original_class(module),
             self._skeleton(module),
             self._kept,
@@ -130,6 +137,11 @@ class Rewriter:
             own,
             tuple(name[len(prefix) :] for name in self._removed if name.startswith(prefix)),
             frozenset(path for path, x in leaves_of(call.output) if isinstance(x, Unread)),
+            frozenset(
+                name
+                for name, inner in _modules(module)
+                if f"{prefix}{name}" not in self._called and _has_sizes(inner)
+            ),
         )
         modes = {
             name[len(prefix) :]: mode
@@ -137,7 +149,7 @@ class Rewriter:
             if name.startswith(prefix)
         }
         modes[""] = trace.modes[call.name]
-        rewrite.write_traced(module, call, modes)
+        rewrite.write_traced(module, call, modes, trace.values)
         return rewrite.cls
 
     def _skeleton(self, module: nn.Module) -> Skeleton:
@@ -169,6 +181,8 @@ class Rewrite:
         Modules within it that the sliced one is without.
     dropped : frozenset of Path
         Parts of its output that the model does not read.
+    inlined : frozenset of str
+        Modules within it that the model does not call: a switch may have it do so.
     """
 
     def __init__(
@@ -181,8 +195,10 @@ class Rewrite:
         tensors: Mapping[str, Sequence[Axis]],
         removed: tuple[str, ...] = (),
         dropped: frozenset[Path] = frozenset(),
+        inlined: frozenset[str] = frozenset(),
     ) -> None:
         self._dropped = dropped
+        self._inlined = inlined
         self.where = where
         self.base = base
         self.skeleton = skeleton
@@ -213,12 +229,22 @@ class Rewrite:
     def __deepcopy__(self, memo: dict[int, Any]) -> Rewrite:
         return self  # what it says does not change, and copies of a module share their class
 
-    def write_traced(self, module: nn.Module, call: ModuleCall, modes: dict[str, bool]) -> None:
+    def write_traced(
+        self, module: nn.Module, call: ModuleCall, modes: dict[str, bool], values: Values | None
+    ) -> None:
         """Write the forward of the call in a trace; another mode is written when it is called."""
+
+        def held(node: fx.Node) -> Any:
+            """What stands for a tensor; integers are themselves, where the trace can tell them."""
+            value = node.meta["val"]
+            if values is None or value.is_floating_point() or value.is_complex():
+                return value
+            found = values.of(node)
+            return value if found is None else found[0]
+
         bound = self._signature.bind(*call.args, **call.kwargs)
         bound.apply_defaults()
-        values = {key: _meta(value) for key, value in bound.arguments.items()}
-        bound.arguments.update(values)
+        bound.arguments.update(pytree.tree_map_only(fx.Node, held, dict(bound.arguments)))
         given = self._reader.read(bound, dense=True)
         self._write(module, given, modes)
         # one skeleton, written alike for the traced call, is written alike for any other
@@ -268,7 +294,8 @@ class Rewrite:
             vars(self.skeleton.module.get_submodule(name))[key] = value
         buffers = {n: x for n, x in live.items() if not isinstance(x, nn.Parameter)}
         autocast = autocast_of(given.leaves())
-        state = (self._dropped, autocast, tuple(flags.items()))
+        needed = {n: x.requires_grad for n, x in live.items() if isinstance(x, nn.Parameter)}
+        state = (self._dropped, autocast, needed, tuple(flags.items()))
         traced = self.skeleton.traced(given, modes, types, buffers, *state)
         p = self._propagated(given, traced)
         kept = {given.atoms[a]: units for a, units in self._kept.items() if a in given.atoms}
@@ -283,10 +310,13 @@ class Rewrite:
         )
         conditions.flags(flags)
         conditions.values(given, traced.numbers, buffers)
+        if traced.raw.gradients_read or traced.numbers.gradients_read:
+            conditions.gradients(given, needed)
         if traced.grad is not None:
             conditions.guards([f"torch.is_grad_enabled() is {traced.grad}"])
         number, self._count = self._count, self._count + 1
-        writer = Writer(self.where, self._signature, traced, p, kept, given, self.cls, number)
+        held = (self.cls, number, present.keys(), self._inlined)
+        writer = Writer(self.where, self._signature, traced, p, kept, given, *held)
         forward = self._compiled(writer.write(), number)
         if writer.switches_gradients:
             forward = _restoring_gradients(forward)
@@ -301,9 +331,17 @@ class Rewrite:
             if dims and isinstance(dims[-1], Symbol)
         }
         sizes = " and ".join(guard for guard in guards if "==" in guard and guard not in widths)
+        self._note_objects(given, traced.numbers, p)
         made = _Written(conditions.compiled(), forward, sizes)
         self._written = (*self._written[1 - _KEPT :], made)
         return made
+
+    def _note_objects(self, given: Given, trace: Trace, p: Propagation) -> None:
+        after = trace.calls_of[""][-1].after
+        if after is not None:
+            left = leaves_of(dict(self._signature.bind(*after[0], **after[1]).arguments))
+            axes = {path: p.axes(leaf) for path, leaf in left if isinstance(leaf, fx.Node)}
+            self._reader.note(given, axes)
 
     def _flags(self, module: nn.Module) -> dict[tuple[str, str], float]:
         """Rates and switches that a forward may read, and that a user may turn at any time."""
@@ -370,8 +408,10 @@ def _modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     return iter(named_modules(module).items())
 
 
-def _meta(value: Any) -> Any:
-    return pytree.tree_map_only(fx.Node, lambda node: node.meta["val"], value)
+def _has_sizes(module: nn.Module) -> bool:
+    """Whether a forward may have sizes in it that only a call of the module would tell of."""
+    own = [inner for inner in module.modules() if not is_layer(inner)]
+    return any(own_tensors(inner) or [*own_integers(inner)] for inner in own)
 
 
 @contextmanager

@@ -24,13 +24,14 @@ from torch.utils import _pytree as pytree
 from depgraph._caches import Cache, caches_bypassed, filled, filling, forget, remembering
 from depgraph._calls import ModuleCall
 from depgraph._collection import collection_paused
-from depgraph._hooks import without_observers
+from depgraph._hooks import without_outsiders
 from depgraph._modules import held_tensors, named_modules, named_tensors, structural_copy
+from depgraph._objects import closed, opened
 from depgraph._out_of_sight import OutOfSight
 from depgraph._recorder import Recorder, UnknownTruth, UnknownValue
 from depgraph._source import is_foreign, place
 from depgraph._unread import Unread, alive_nodes, owners
-from depgraph._values import Read, reads_values
+from depgraph._values import Read, Values, reads_values
 from depgraph.errors import DepgraphError
 
 Maker = Callable[[Mapping[Any, bool]], Recorder]
@@ -46,7 +47,10 @@ class Trace:
     ``reads`` are the values that it took from the example, in order; ``modes_read`` says which
     modules asked for the mode of which; ``held`` where a module holds a constant unregistered: the
     module's name, the attribute, and places in the containers that the attribute is; ``assumed``
-    are the nodes that pick as many entries as values say that differ from call to call, here all.
+    are the nodes that pick as many entries as values say that differ from call to call, here all;
+    ``gradients_read`` says whether the forward asked which tensors need gradients; ``hooked`` of
+    which modules a hook may change ``"args"``, ``"output"`` or ``"both"`` (`depgraph._hooks`);
+    ``values`` knows what nodes hold that follow from no pixels and no weights.
     """
 
     nodes: tuple[fx.Node, ...]
@@ -66,6 +70,9 @@ class Trace:
     modes_read: frozenset[tuple[str, str]] = frozenset()
     held: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     assumed: frozenset[fx.Node] = frozenset()
+    gradients_read: bool = False
+    hooked: Mapping[str, str] = field(default_factory=dict)
+    values: Values | None = None
 
     @cached_property
     def asking(self) -> frozenset[fx.Node]:
@@ -178,6 +185,9 @@ def _traced(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], mak
         modes_read=frozenset(recorder.modes_read),
         held=recorder.held,
         assumed=frozenset(recorder.assumed),
+        gradients_read=recorder.gradients_read,
+        hooked=recorder.hooked,
+        values=recorder.values,
     )
     return traced if recorder.unread is None else _completed(traced, recorder.unread)
 
@@ -302,7 +312,8 @@ def _recorded(
     emptied: frozenset[Cache] = frozenset(),
 ) -> _Recorded:
     """A recorder that has seen one forward, the tensors' nodes by name, output and caches."""
-    model = without_observers(structural_copy(model))
+    model = structural_copy(model)
+    recorder.hooked = without_outsiders(model)
     forget(model, emptied)
     alike = alike and recorder.can_repeat
     attributes = held_tensors(model)
@@ -311,7 +322,9 @@ def _recorded(
         name: recorder.placeholder(name, tensor) for name, tensor in named_tensors(model)[0].items()
     }
     _put_on_meta(model, recorder)
-    meta_args, meta_kwargs = pytree.tree_map_only(Tensor, recorder.input, (args, kwargs))
+    # objects are copied with what they hold now: the forward may change them
+    given = pytree.tree_map_only(Tensor, recorder.input, opened((args, kwargs)))
+    meta_args, meta_kwargs = closed(given)
     entries = filling(model)
     recorder.below = sys._getframe()
     try:

@@ -181,6 +181,55 @@ def test_a_hook_that_scales_does_so_after_a_cut(hook: Callable[..., Any]) -> Non
         assert relative_difference(small(example(batch)), expected) < 1e-9
 
 
+def counts(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    SEEN.append(output)
+    return output * 2
+
+
+def by_value(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    return output / output.abs().max().item()
+
+
+def checks(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    assert not output.is_meta
+    return output + torch.arange(output.size(-1))
+
+
+class Counter(Recorder):
+    def hook(self, module: nn.Module, args: Any, output: Tensor) -> Any:
+        self.calls += 1
+        return output * self.calls
+
+
+@pytest.mark.parametrize("hook", [counts, by_value, checks, Counter().hook])
+@pytest.mark.parametrize("where", ["0.qkv", "0.drop", "1.0", "1"])
+def test_a_hook_that_acts_and_can_tell_a_trace_runs_after_a_cut_alone(
+    where: str, hook: Callable[..., Any]
+) -> None:
+    model = network()
+    handle = model.get_submodule(where).register_forward_hook(hook)
+    SEEN.clear()
+    plan, small = cut(model)
+    assert not SEEN
+    reference, own = masked(model, plan), getattr(hook, "__self__", None)
+    results = []
+    for net in (small, reference):
+        if own is not None:
+            own.calls = 0
+        results.append([net(example(batch)) for batch in (2, 3)])
+    assert not any(isinstance(x, Tensor) and x.is_meta for x in SEEN)
+    for got, expected in zip(*results, strict=True):
+        assert relative_difference(got, expected) < 1e-9
+    handle.remove()
+
+
+def test_what_a_hook_may_change_is_frozen_with_its_name() -> None:
+    model = network()
+    model[1][0].register_forward_hook(counts)
+    graph = depgraph.trace(model, example())
+    assert next(g.frozen for g in graph.groups if g.size == 9) == "a hook of '1.0' may change it"
+
+
 def test_a_layer_that_torch_keeps_normalised_by_a_hook_is_traced_with_it() -> None:
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), torch.nn.utils.spectral_norm(nn.Linear(6, 2)))
     graph = depgraph.trace(model.eval(), torch.randn(3, 4))
@@ -200,6 +249,87 @@ class GradientHook(nn.Module):
             y.register_hook(lambda gradient: gradient * 2)
         result: Tensor = self.b(y)
         return result
+
+
+class WithIdleChildren(nn.Module):
+    """Has children whose result is what they take, or is dropped, and a width in its forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 12), nn.Linear(12, 5)
+        self.idle, self.dropped = nn.Identity(), nn.Linear(12, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x).view(len(x), 4, 3).tanh().flatten(1)
+        y = y + self.idle(y)
+        self.dropped(y)
+        result: Tensor = self.b(self.idle(y))
+        return result
+
+
+def test_hooks_of_children_that_compute_nothing_run_in_a_rewritten_forward() -> None:
+    small, reference = cut_by_half(WithIdleChildren().double().eval())
+    for batch in (2, 3):
+        seen: list[list[str]] = [[], []]
+        handles = [
+            module.register_forward_hook(
+                lambda module, args, output, to=names, name=name: to.append(name)
+            )
+            for network, names in zip((small, reference), seen, strict=True)
+            for name, module in network.named_modules()
+        ]
+        x = torch.randn(batch, 8, dtype=torch.float64)
+        torch.testing.assert_close(small(x), reference(x))
+        assert seen[0] == seen[1] == ["a", "idle", "dropped", "idle", "b", ""]
+        for handle in handles:
+            handle.remove()
+
+
+def test_a_later_hook_that_lets_an_idle_child_give_something_else_is_refused() -> None:
+    small, _ = cut_by_half(WithIdleChildren().double().eval())
+    small.get_submodule("idle").register_forward_hook(lambda module, args, output: output * 2)
+    with pytest.raises(depgraph.DepgraphError, match="'idle' of the model"):
+        small(torch.randn(2, 8, dtype=torch.float64))
+
+
+def cut_by_half(model: nn.Module) -> tuple[nn.Module, nn.Module]:
+    graph = depgraph.trace(model, torch.zeros(2, 8).double())
+    plan = graph.plan({group.name: range(0, group.size, 2) for group in graph.prunable})
+    return plan.apply(model), masked(model, plan)
+
+
+class AsksForGradients(nn.Module):
+    """Decides by what needs gradients, in a forward that has a width in it."""
+
+    def __init__(self, asked: Callable[[Tensor, Tensor], bool]) -> None:
+        super().__init__()
+        self.a, self.b, self.asked = nn.Linear(8, 12), nn.Linear(12, 5), asked
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x).view(len(x), 4, 3).tanh().flatten(1)
+        result: Tensor = self.b(y * 2 if self.asked(x, y) else y)
+        return result
+
+
+ASKED: dict[str, Callable[[Tensor, Tensor], bool]] = {
+    "an input": lambda x, y: x.requires_grad,
+    "whether an input is a leaf": lambda x, y: x.is_leaf,
+    "what was computed": lambda x, y: y.requires_grad,
+    "what was detached": lambda x, y: (y.detach() + 1).requires_grad,
+}
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_what_needs_gradients_is_asked_anew_at_every_call_of_a_rewritten_forward(name: str) -> None:
+    small, reference = cut_by_half(AsksForGradients(ASKED[name]).double().eval())
+    x = torch.randn(3, 8, dtype=torch.float64)
+    for trained in (True, False):
+        for network in (small, reference):
+            network.requires_grad_(trained)
+        for given in (x, x.clone().requires_grad_(), x.clone().requires_grad_() * 1.0):
+            torch.testing.assert_close(small(given), reference(given))
+            with torch.no_grad():
+                torch.testing.assert_close(small(given), reference(given))
 
 
 def test_a_gradient_hook_in_a_forward_that_is_rewritten_is_not_lost_in_silence() -> None:

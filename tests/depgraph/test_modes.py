@@ -118,6 +118,49 @@ def test_drop_out_of_an_attention_works_after_pruning() -> None:
     assert not torch.equal(small.train()(TOKENS), small(TOKENS))
 
 
+class Bias(nn.Module):
+    """Its forward adds what its method gives; both read the number of heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.num_heads = nn.Parameter(torch.randn(25, 3)), 3
+
+    def get(self) -> Tensor:
+        return self.table.view(-1, self.num_heads).unflatten(0, (5, 5)).permute(2, 0, 1)
+
+    def forward(self, scores: Tensor) -> Tensor:
+        return scores + self.get()
+
+
+class Switched(nn.Module):
+    """An attention that calls another module's method, or the module as a switch is turned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.proj, self.bias = nn.Linear(12, 36), nn.Linear(12, 12), Bias()
+        self.fused = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).view(*x.shape[:2], 3, 3, 4).permute(2, 0, 3, 1, 4)
+        if self.fused:
+            y = F.scaled_dot_product_attention(q, k, v, self.bias.get())
+        else:
+            y = self.bias(q @ k.mT * 4**-0.5).softmax(-1) @ v
+        result: Tensor = self.proj(y.transpose(1, 2).flatten(2))
+        return result
+
+
+def test_a_switch_that_calls_a_module_whose_method_alone_was_traced() -> None:
+    model = Switched().eval()
+    graph = depgraph.trace(model, TOKENS)
+    plan = graph.plan({group.name: range(group.size - 1) for group in graph.prunable})
+    reference, small = masked(model, plan), plan.apply(model)
+    for fused in (True, False, True):
+        for net in (reference, small):
+            net.fused = fused
+        torch.testing.assert_close(small(TOKENS), reference(TOKENS))
+
+
 def test_modules_are_as_ever_after_a_trace() -> None:
     depgraph.trace(Plain(), TOKENS)
     assert "training" not in vars(nn.Module)

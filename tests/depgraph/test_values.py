@@ -278,3 +278,43 @@ def test_a_loop_on_a_mask_ends() -> None:
         return x
 
     check_half(Net(before), (torch.randn(6, 8), torch.ones(6).long()))
+
+
+class Windows(nn.Module):
+    """Attends within windows, of which a tensor says the ends; its forward has a width in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.proj = nn.Linear(8, 36), nn.Linear(12, 8)
+
+    def forward(self, x: Tensor, ends: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).reshape(len(x), 3, 3, 4).permute(1, 2, 0, 3)
+        lengths = (ends[1:] - ends[:-1]).tolist()
+        parts = zip(*(t.split(lengths, 1) for t in (q, k, v)), strict=True)
+        y = torch.cat([nn.functional.scaled_dot_product_attention(*part) for part in parts], 1)
+        result: Tensor = self.proj(y.transpose(0, 1).flatten(1))
+        return result
+
+
+class Packed(nn.Module):
+    """Computes the ends of windows from their lengths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.windows = nn.Linear(8, 8), Windows()
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        ends = nn.functional.pad(lengths.cumsum(0), (1, 0))
+        result: Tensor = self.windows(self.first(x), ends)
+        return result
+
+
+def test_a_rewritten_forward_reads_what_the_model_computed_from_a_known_input() -> None:
+    model, lengths = Packed().eval(), torch.tensor([2, 4])
+    graph = depgraph.trace(model, (torch.zeros(6, 8), lengths))
+    plan = graph.plan({group.name: range(group.size - 1) for group in graph.prunable})
+    small, expected = plan.apply(model), switched_off(model, plan)
+    assert "depgraph_rewrite" in vars(type(small.windows))
+    for other in (lengths, torch.tensor([4, 2]), torch.tensor([1, 2, 3, 3])):
+        x = torch.randn(int(other.sum()), 8)
+        assert relative_difference(small(x, other), expected(x, other)) < 1e-5
