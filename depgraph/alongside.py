@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
 from depgraph._couplings import couples_alike, parts_couple_alike
 from depgraph._modules import structural_copy
 from depgraph._recorder import Recorder
 from depgraph.axes import Atom, axis_atoms
-from depgraph.propagate import Propagation
+from depgraph.propagate import Propagation, op_name
 from depgraph.trace import Trace, TraceError, trace_forward
 from depgraph.vanish import freeze_mixed_sums
 from depgraph.weights import freeze_normalised_weights
@@ -138,19 +138,37 @@ def _walk_again(p: Propagation, trace: Trace, kind: type[Propagation]) -> Propag
     return q
 
 
+_PICKING = frozenset(
+    f"aten.{name}"
+    for name in (
+        *("slice", "narrow", "select", "split", "split_with_sizes", "chunk", "tensor_split"),
+        *("unbind", "index", "index_select", "diagonal"),
+    )
+) | {"getitem"}
+"""Ops that leave entries out of their results."""
+
+
 def _freeze_unread(p: Propagation) -> None:
-    """Keep whole what is a dimension of nothing but parameters that nothing reads."""
-    tensors = {node: name for name, node in p.trace.tensors.items()}
+    """Keep whole what is a dimension of nothing but weights that nothing reads.
+
+    Whole parameters, and entries that a forward leaves out: positions of a longer sequence, say.
+    """
+    inputs, tensors = set(p.trace.inputs), p.trace.tensors
+    from_inputs: set[fx.Node] = set()
     read: set[Atom] = set()
-    unread = []
     for node in p.trace.nodes:
-        if node in tensors and not node.users:
-            unread.append(node)
-            continue
-        results = [p.axes(node)] if p.axes(node) else p.results(node)
-        read.update(atom for axes in results for axis in axes for atom in axis_atoms(axis))
-    for node in unread:
-        for axis in p.axes(node):
-            own = tuple(atom for atom in axis_atoms(axis) if atom not in read)
-            reason = f"nothing that the traced forward returns depends on '{tensors[node]}'"
-            p.algebra.freeze(own, reason)
+        of_operands = set().union(*(_atoms(p, x) for x in node.all_input_nodes))
+        if node in inputs or not from_inputs.isdisjoint(node.all_input_nodes):
+            from_inputs.add(node)
+            read |= of_operands | _atoms(p, node)
+        elif node.op == "call_function" and op_name(node) not in _PICKING:
+            read |= of_operands - _atoms(p, node)  # summed over
+    for name, node in tensors.items():
+        own = tuple(atom for axis in p.axes(node) for atom in axis_atoms(axis) if atom not in read)
+        of = f"'{name}'" if not node.users else f"these entries of '{name}'"
+        p.algebra.freeze(own, f"nothing that the traced forward returns depends on {of}")
+
+
+def _atoms(p: Propagation, node: fx.Node) -> set[Atom]:
+    results = [p.axes(node)] if p.axes(node) else p.results(node)
+    return {atom for axes in results for axis in axes for atom in axis_atoms(axis)}

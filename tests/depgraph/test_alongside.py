@@ -326,6 +326,29 @@ def test_parameters_that_nothing_reads_stay_whole_with_that_reason() -> None:
     assert small.other.weight.shape == (7, WIDTH)
 
 
+class Positions(Stream):
+    """Tables of more positions than the example has tokens, one of them computed first."""
+
+    def add_layers(self) -> None:
+        self.first, self.last = nn.Parameter(torch.randn(9, WIDTH)), nn.Parameter(torch.randn(9, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        number = x.shape[1]
+        y: Tensor = self.head(self.stream(x) + self.first.tanh()[:number] * self.last[-number:])
+        return y
+
+
+def test_entries_that_the_example_leaves_out_are_there_for_longer_sequences() -> None:
+    model, graph, plan, small = cut(Positions, 0)
+    reason = "nothing that the traced forward returns depends on these entries of"
+    for name in ("first", "last"):
+        assert f"{reason} '{name}'" in [group.frozen for group in graph.groups]
+    assert set(plan.kept["first"]) == {1}
+    for tokens in (3, 5, 9):
+        x = torch.randn(2, tokens, 8).double()
+        assert relative_difference(small(x), masked(model, plan)(x)) < 1e-9
+
+
 @pytest.mark.parametrize("scope", ["global", "uniform"])
 def test_parameters_that_nothing_reads_do_not_count_in_a_ratio(scope: str) -> None:
     def kept(kind: Callable[[], nn.Module]) -> dict[str, int]:
