@@ -17,9 +17,9 @@ from torch import fx, nn
 from depgraph._couplings import couples_alike, parts_couple_alike
 from depgraph._modules import structural_copy
 from depgraph._recorder import Recorder
-from depgraph.axes import Atom, axis_atoms
+from depgraph.axes import Atom, axis_atoms, axis_size
 from depgraph.propagate import Propagation, op_name
-from depgraph.trace import Trace, TraceError, trace_forward
+from depgraph.trace import Trace, TraceError, shape, trace_forward
 from depgraph.vanish import freeze_mixed_sums
 from depgraph.weights import freeze_normalised_weights
 
@@ -97,7 +97,7 @@ def walk(
     ----------
     traced : Trace
     others : sequence of Trace
-        Of the same model, in other modes.
+        Of the same model, in other modes and at other calls.
     branches : sequence of Trace
         See `other_branches`.
 
@@ -132,7 +132,11 @@ class _Unread(Propagation):
 
 def _walk_again(p: Propagation, trace: Trace, kind: type[Propagation]) -> Propagation:
     seeds = {node: p.axes(p.trace.tensors[name]) for name, node in trace.tensors.items()}
-    seeds.update(zip(trace.inputs, map(p.axes, p.trace.inputs), strict=True))
+    for node, known in zip(trace.inputs, p.trace.inputs, strict=True):
+        seeds[node] = [  # of a call with other sizes, which are as fixed as those of the example
+            axis if axis_size(axis) == size else p.algebra.new(size, f"dimension {dim} of a call")
+            for dim, (axis, size) in enumerate(zip(p.axes(known), shape(node), strict=True))
+        ]
     q = kind(trace, seeds, p.algebra)
     q.run()
     return q

@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from depgraph._collection import collection_paused
 from depgraph._find import is_of_library
+from depgraph._other_calls import other_calls
 from depgraph._placing import without_data
 from depgraph.alongside import other_branches, other_modes
 from depgraph.errors import DepgraphError
@@ -46,7 +47,8 @@ def trace(model: nn.Module, example_inputs: Any) -> DependencyGraph:
     -----
     Forward hooks that give something back, or write to a module or a tensor, are part of what is
     traced; those that only look on (that record, count or print) do not run. Where training runs
-    other modules than evaluation does, that mode is traced too, and what it couples holds.
+    other modules than evaluation does, that mode is traced too, and what it couples holds. So is
+    a call at another batch or size, or with gradients, that reads parameters which no other reads.
 
     Examples
     --------
@@ -70,7 +72,8 @@ def trace(model: nn.Module, example_inputs: Any) -> DependencyGraph:
     _check(model, args, kwargs)
     traced = trace_with_visible_batch(model, args, kwargs)
     modes, branches = other_modes(model, traced), other_branches(model, traced)
-    graph = DependencyGraph(traced, modes, branches)
+    calls = other_calls(model, traced, (*modes, *branches))
+    graph = DependencyGraph(traced, (*modes, *calls), branches)
     if is_of_library(model):
         graph.origin = without_data(model)
     return graph

@@ -326,6 +326,64 @@ def test_parameters_that_nothing_reads_stay_whole_with_that_reason() -> None:
     assert small.other.weight.shape == (7, WIDTH)
 
 
+class AtAnotherCall(Stream):
+    """A layer of calls that are not like the example, or no layer."""
+
+    does: Callable[[Tensor], bool]
+
+    def add_layers(self) -> None:
+        self.first, self.second = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.scale = nn.Parameter(torch.randn(WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        other = type(self).does(x)
+        x = self.stream(x)
+        x = x + self.second(x) * self.scale if other else self.first(x)
+        y: Tensor = self.head(x)
+        return y
+
+
+class Within(nn.Module):
+    """The same in a module of its own."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.inner(x)
+        return y
+
+
+OTHER_CALLS: dict[str, Callable[[Tensor], bool]] = {
+    "a batch of one": lambda x: len(x) == 1,
+    "a larger batch": lambda x: len(x) > 2,
+    "fewer tokens": lambda x: x.shape[1] < 4,
+    "more tokens": lambda x: x.shape[1] > 5,
+    "an even number of tokens": lambda x: x.shape[1] % 2 == 0,
+    "another type": lambda x: x.dtype == torch.float32,
+    "gradients": lambda x: torch.is_grad_enabled(),
+}
+
+
+@pytest.mark.parametrize("within", [False, True])
+@pytest.mark.parametrize("call", OTHER_CALLS)
+def test_layers_of_another_call_follow_the_cut(call: str, within: bool) -> None:
+    kind = type("Kind", (AtAnotherCall,), {"does": staticmethod(OTHER_CALLS[call])})
+    model, _, plan, small = cut(lambda: Within(kind()) if within else kind(), 0)
+    prefix = "inner." if within else ""
+    assert torch.equal(plan.kept[f"{prefix}stem.weight"][0], plan.kept[f"{prefix}second.weight"][1])
+    was = masked(model, plan)
+    for batch, tokens in ((1, 5), (2, 5), (4, 5), (2, 3), (2, 10), (2, 6)):
+        x = torch.randn(batch, tokens, 8).double()
+        assert relative_difference(small(x), was(x)) < 1e-9
+        with torch.no_grad():
+            assert relative_difference(small(x), was(x)) < 1e-9
+    x = example().float()
+    got, expected = copy.deepcopy(small).float()(x), copy.deepcopy(was).float()(x)
+    assert relative_difference(got, expected) < 1e-5
+
+
 class Positions(Stream):
     """Tables of more positions than the example has tokens, one of them computed first."""
 
