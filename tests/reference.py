@@ -135,6 +135,9 @@ class KeptStatistics(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name == "_weight_norm":  # a weight that is switched off has no direction
             return func(*args, **(kwargs or {})).nan_to_num()
+        if name in _QUOTIENTS and all(isinstance(x, Tensor) for x in args):
+            above, below = args  # nor has what the forward itself divides by its length
+            return func(above, below.masked_fill((above.detach() == 0) & (below.detach() == 0), 1))
         if name not in _OVER_KEPT or any(
             isinstance(weight, Tensor) and id(weight) in self._unread
             for weight in (*args, *(kwargs or {}).values())
@@ -144,6 +147,9 @@ class KeptStatistics(TorchFunctionMode):
         if traced != name:
             raise CannotJudgeError(f"the run takes {name} where the trace has {traced}")
         return _OVER_KEPT[name](func, kept, *args, **(kwargs or {}))
+
+
+_QUOTIENTS = {"div", "true_divide"}
 
 
 class CannotJudgeError(Exception):
