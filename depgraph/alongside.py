@@ -16,6 +16,7 @@ from torch import fx, nn
 
 from depgraph._couplings import couples_alike, parts_couple_alike
 from depgraph._modules import structural_copy
+from depgraph._other_calls import runs_alike
 from depgraph._recorder import Recorder
 from depgraph.axes import Atom, axis_atoms, axis_size
 from depgraph.propagate import Propagation, op_name
@@ -104,7 +105,7 @@ def walk(
     Returns
     -------
     in_modes : tuple of Propagation
-        That of the trace, and one for each of the others.
+        That of the trace, and one for each of the others that runs other ops.
     aside : tuple of Propagation
         Of the branches, and of the forwards with the ops whose results nobody reads, where there
         are some.
@@ -112,6 +113,7 @@ def walk(
     called = {call.name for trace in (traced, *others, *branches) for call in trace.calls}
     p = Propagation(traced, called=called)
     p.run()
+    others = [trace for trace in others if not runs_alike(p, trace)]
     in_modes = (p, *(_walk_again(p, trace, Propagation) for trace in others))
     complete = [q.trace.complete for q in in_modes if q.trace.complete is not None]
     aside = tuple(_walk_again(p, trace, _Unread) for trace in complete)

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from depgraph._collection import collection_paused
 from depgraph._find import is_of_library
-from depgraph._other_calls import other_calls
+from depgraph._other_calls import other_calls, other_sizes
 from depgraph._placing import without_data
 from depgraph.alongside import other_branches, other_modes
 from depgraph.errors import DepgraphError
@@ -47,8 +47,9 @@ def trace(model: nn.Module, example_inputs: Any) -> DependencyGraph:
     -----
     Forward hooks that give something back, or write to a module or a tensor, are part of what is
     traced; those that only look on (that record, count or print) do not run. Where training runs
-    other modules than evaluation does, that mode is traced too, and what it couples holds. So is
-    a call at another batch or size, or with gradients, that reads parameters which no other reads.
+    other modules than evaluation does, that mode is traced too, and what it couples holds. So are
+    a batch of one and a larger size where the model takes them and runs other ops there, and any
+    other call, with gradients or in another type, that reads parameters which no other reads.
 
     Examples
     --------
@@ -72,8 +73,9 @@ def trace(model: nn.Module, example_inputs: Any) -> DependencyGraph:
     _check(model, args, kwargs)
     traced = trace_with_visible_batch(model, args, kwargs)
     modes, branches = other_modes(model, traced), other_branches(model, traced)
-    calls = other_calls(model, traced, (*modes, *branches))
-    graph = DependencyGraph(traced, (*modes, *calls), branches)
+    others = (*modes, *other_sizes(model, traced))
+    calls = other_calls(model, traced, (*others, *branches))
+    graph = DependencyGraph(traced, (*others, *calls), branches)
     if is_of_library(model):
         graph.origin = without_data(model)
     return graph

@@ -384,6 +384,31 @@ def test_layers_of_another_call_follow_the_cut(call: str, within: bool) -> None:
     assert relative_difference(got, expected) < 1e-5
 
 
+class Skipping(AtAnotherCall):
+    """Other calls leave a layer out, or tell heads apart."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        other = type(self).does(x)
+        x = self.first(self.stream(x))
+        x = x.unflatten(-1, (3, 4)).flip(-2).flatten(-2) if other else self.second(x) * self.scale
+        y: Tensor = self.head(x)
+        return y
+
+
+@pytest.mark.parametrize(
+    "call", ["a batch of one", "a larger batch", "more tokens", "an even number of tokens"]
+)
+def test_what_another_batch_or_size_couples_holds(call: str) -> None:
+    kind = type("Kind", (Skipping,), {"does": staticmethod(OTHER_CALLS[call])})
+    for seed in range(3):
+        model, graph, plan, small = cut(kind, seed)
+        assert {group.size for group in graph.prunable} == {WIDTH, 4, 9}
+        was = masked(model, plan)
+        for batch, tokens in ((1, 5), (2, 5), (3, 5), (5, 5), (2, 3), (2, 8), (2, 9)):
+            x = torch.randn(batch, tokens, 8).double()
+            assert relative_difference(small(x), was(x)) < 1e-9
+
+
 class Positions(Stream):
     """Tables of more positions than the example has tokens, one of them computed first."""
 
