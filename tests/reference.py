@@ -178,6 +178,8 @@ def _layer_norm(
     func: Any, kept_dims: list[_Kept], x: Tensor, normalized: Any, *affine: Any, **options: Any
 ) -> Tensor:
     first = x.ndim - len(normalized)
+    if tuple(x.shape[first:]) != tuple(normalized):
+        raise CannotJudgeError("the original takes no such size")
     kept = [torch.arange(size) for size in x.shape[:first]]
     kept += map(_at, x.shape[first:], kept_dims[first:])
     names = ("weight", "bias") if func.__name__ == "layer_norm" else ("weight",)

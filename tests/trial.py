@@ -33,8 +33,11 @@ EMPTIED = 0.2
 PLANS_WHEN_SHRINKING = 3
 """A smaller network may need another plan to fail."""
 
-OTHER_TYPES = (torch.float32, torch.bfloat16, torch.float16, "autocast")
+OTHER_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 """Of these a network is run in two, drawn by its seed: each has its forwards written anew."""
+
+UNDER_AUTOCAST = 0.2
+"""Share of the networks that are run under autocast in place of one of these."""
 
 REPLAYED = 0.25
 """Share of the networks of which the plan is also read from JSON, and cut anew."""
@@ -155,7 +158,9 @@ def _prune(model: nn.Module, inputs: Tensor, seed: int) -> _Cut:
 
 
 def _two_types(network: Network, dtype: torch.dtype) -> list[Any]:
-    return random.Random(network.seed).sample([t for t in OTHER_TYPES if t is not dtype], 2)
+    chance = random.Random(network.seed)
+    first, second = chance.sample([t for t in OTHER_TYPES if t is not dtype], 2)
+    return [first, "autocast" if chance.random() < UNDER_AUTOCAST else second]
 
 
 def _predictions(
