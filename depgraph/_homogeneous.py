@@ -109,7 +109,8 @@ class _Walk:
         name, operands = op_name(node), node.all_input_nodes
         if name in LAYERS:
             a = arguments(node)
-            return [x for x in (a["weight"], a["bias"]) if x is not None] if a["weight"] else []
+            affine = [x for x in (a["weight"], a.get("bias")) if x is not None]
+            return affine if a["weight"] else []
         if name in SUMS:
             a = arguments(node)
             return operands if isinstance(a.get("other", node), fx.Node) else []

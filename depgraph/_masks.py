@@ -265,7 +265,7 @@ def _pushed_sum(node: fx.Node, held: Mapping[fx.Node, Mask]) -> Mask:
 
 def _pushed_layer(node: fx.Node, held: Mapping[fx.Node, Mask]) -> Mask:
     a = arguments(node)
-    weight, bias = a["weight"], a["bias"]
+    weight, bias = a["weight"], a.get("bias")
     if weight not in held or (bias is None) != (len(held) == 1) or not {weight, bias} >= set(held):
         raise Unproven
     if op_name(node) in _aten("layer_norm rms_norm"):

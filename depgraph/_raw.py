@@ -48,7 +48,8 @@ class ModuleRecorder(Recorder):
         super().__init__(answers)
         self._dropped = dropped
         self._autocast = autocast
-        self._fake = FakeTensorMode() if autocast else None
+        # an op may be made of others that see tensors of its own, such as a 0 to fill in
+        self._fake = FakeTensorMode(allow_non_fake_inputs=True) if autocast else None
 
     def results(self, output: Any) -> list[Any]:
         """What of an output the model reads."""

@@ -17,10 +17,11 @@ from torch.utils import _pytree as pytree
 
 from depgraph._couplings import couples_alike, parts_couple_alike
 from depgraph._modules import structural_copy
+from depgraph._other_calls import runs_alike
 from depgraph._recorder import Recorder
-from depgraph.axes import Atom, axis_atoms
-from depgraph.propagate import Propagation
-from depgraph.trace import Trace, TraceError, trace_forward
+from depgraph.axes import Atom, axis_atoms, axis_size
+from depgraph.propagate import Propagation, op_name
+from depgraph.trace import Trace, TraceError, shape, trace_forward
 from depgraph.vanish import freeze_mixed_sums
 from depgraph.weights import freeze_normalised_weights
 
@@ -98,14 +99,14 @@ def walk(
     ----------
     traced : Trace
     others : sequence of Trace
-        Of the same model, in other modes.
+        Of the same model, in other modes and at other calls.
     branches : sequence of Trace
         See `other_branches`.
 
     Returns
     -------
     in_modes : tuple of Propagation
-        That of the trace, and one for each of the others.
+        That of the trace, and one for each of the others that runs other ops.
     aside : tuple of Propagation
         Of the branches, and of the forwards with the ops whose results nobody reads, where there
         are some.
@@ -113,6 +114,7 @@ def walk(
     called = {call.name for trace in (traced, *others, *branches) for call in trace.calls}
     p = Propagation(traced, called=called)
     p.run()
+    others = [trace for trace in others if not runs_alike(p, trace)]
     in_modes = (p, *(_walk_again(p, trace, Propagation) for trace in others))
     complete = [q.trace.complete for q in in_modes if q.trace.complete is not None]
     aside = tuple(_walk_again(p, trace, _Unread) for trace in complete)
@@ -134,7 +136,11 @@ class _Unread(Propagation):
 
 def _walk_again(p: Propagation, trace: Trace, kind: type[Propagation]) -> Propagation:
     seeds = {node: p.axes(p.trace.tensors[name]) for name, node in trace.tensors.items()}
-    seeds.update(zip(trace.inputs, map(p.axes, p.trace.inputs), strict=True))
+    for node, known in zip(trace.inputs, p.trace.inputs, strict=True):
+        seeds[node] = [  # of a call with other sizes, which are as fixed as those of the example
+            axis if axis_size(axis) == size else p.algebra.new(size, f"dimension {dim} of a call")
+            for dim, (axis, size) in enumerate(zip(p.axes(known), shape(node), strict=True))
+        ]
     q = kind(trace, seeds, p.algebra)
     q.run()
     return q
@@ -151,19 +157,37 @@ def _freeze_hooked(p: Propagation) -> None:
                     p.freeze(node, f"a hook of '{name}' may change it")
 
 
+_PICKING = frozenset(
+    f"aten.{name}"
+    for name in (
+        *("slice", "narrow", "select", "split", "split_with_sizes", "chunk", "tensor_split"),
+        *("unbind", "index", "index_select", "diagonal"),
+    )
+) | {"getitem"}
+"""Ops that leave entries out of their results."""
+
+
 def _freeze_unread(p: Propagation) -> None:
-    """Keep whole what is a dimension of nothing but parameters that nothing reads."""
-    tensors = {node: name for name, node in p.trace.tensors.items()}
+    """Keep whole what is a dimension of nothing but weights that nothing reads.
+
+    Whole parameters, and entries that a forward leaves out: positions of a longer sequence, say.
+    """
+    inputs, tensors = set(p.trace.inputs), p.trace.tensors
+    from_inputs: set[fx.Node] = set()
     read: set[Atom] = set()
-    unread = []
     for node in p.trace.nodes:
-        if node in tensors and not node.users:
-            unread.append(node)
-            continue
-        results = [p.axes(node)] if p.axes(node) else p.results(node)
-        read.update(atom for axes in results for axis in axes for atom in axis_atoms(axis))
-    for node in unread:
-        for axis in p.axes(node):
-            own = tuple(atom for atom in axis_atoms(axis) if atom not in read)
-            reason = f"nothing that the traced forward returns depends on '{tensors[node]}'"
-            p.algebra.freeze(own, reason)
+        of_operands = set().union(*(_atoms(p, x) for x in node.all_input_nodes))
+        if node in inputs or not from_inputs.isdisjoint(node.all_input_nodes):
+            from_inputs.add(node)
+            read |= of_operands | _atoms(p, node)
+        elif node.op == "call_function" and op_name(node) not in _PICKING:
+            read |= of_operands - _atoms(p, node)  # summed over
+    for name, node in tensors.items():
+        own = tuple(atom for axis in p.axes(node) for atom in axis_atoms(axis) if atom not in read)
+        of = f"'{name}'" if not node.users else f"these entries of '{name}'"
+        p.algebra.freeze(own, f"nothing that the traced forward returns depends on {of}")
+
+
+def _atoms(p: Propagation, node: fx.Node) -> set[Atom]:
+    results = [p.axes(node)] if p.axes(node) else p.results(node)
+    return {atom for axes in results for axis in axes for atom in axis_atoms(axis)}

@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from depgraph._collection import collection_paused
 from depgraph._find import is_of_library
+from depgraph._other_calls import other_calls, other_sizes
 from depgraph._placing import without_data
 from depgraph.alongside import other_branches, other_modes
 from depgraph.errors import DepgraphError
@@ -46,7 +47,9 @@ def trace(model: nn.Module, example_inputs: Any) -> DependencyGraph:
     -----
     Forward hooks that give something back, or write to a module or a tensor, are part of what is
     traced; those that only look on (that record, count or print) do not run. Where training runs
-    other modules than evaluation does, that mode is traced too, and what it couples holds.
+    other modules than evaluation does, that mode is traced too, and what it couples holds. So are
+    a batch of one and a larger size where the model takes them and runs other ops there, and any
+    other call, with gradients or in another type, that reads parameters which no other reads.
 
     Examples
     --------
@@ -57,6 +60,18 @@ def trace(model: nn.Module, example_inputs: Any) -> DependencyGraph:
     [('hidden', 6, None), ('0.fixed', 4, "dimension 1 of the model's input"),
      ('2.fixed', 2, "dimension of the model's outputs")]
     """
+    traced = _traced(model, example_inputs)
+    modes, branches = other_modes(model, traced), other_branches(model, traced)
+    others = (*modes, *other_sizes(model, traced))
+    calls = other_calls(model, traced, (*others, *branches))
+    graph = DependencyGraph(traced, (*others, *calls), branches)
+    if is_of_library(model):
+        graph.origin = without_data(model)
+    return graph
+
+
+def _traced(model: nn.Module, example_inputs: Any) -> Trace:
+    """The call of the example alone."""
     if not isinstance(model, nn.Module):
         raise DepgraphError(f"the model must be an nn.Module, not {type(model).__name__}")
     args: tuple[Any, ...] = ()
@@ -68,12 +83,7 @@ def trace(model: nn.Module, example_inputs: Any) -> DependencyGraph:
     else:
         args = (example_inputs,)
     _check(model, args, kwargs)
-    traced = trace_with_visible_batch(model, args, kwargs)
-    modes, branches = other_modes(model, traced), other_branches(model, traced)
-    graph = DependencyGraph(traced, modes, branches)
-    if is_of_library(model):
-        graph.origin = without_data(model)
-    return graph
+    return trace_with_visible_batch(model, args, kwargs)
 
 
 def _check(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -134,4 +144,4 @@ def count_macs(model: nn.Module, example_inputs: Any) -> int:
     DepgraphError
         When the forward cannot be traced.
     """
-    return trace(model, example_inputs).macs
+    return DependencyGraph(_traced(model, example_inputs)).macs

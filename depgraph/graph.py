@@ -43,7 +43,8 @@ class DependencyGraph:
     num_params, macs : int
         Of the model as traced; multiply-accumulates for batch 1.
     in_modes : tuple of Propagation
-        The walk over the traced forward, and over that of the other mode where it may differ.
+        The walk over the traced forward, and over those in the other mode and at other calls where
+        they may differ.
     origin : nn.Module or None
         The model without data, where a stock library may have made it; for `Plan.standard`.
     """

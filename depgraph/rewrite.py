@@ -379,9 +379,10 @@ class Rewrite:
         p.run(outputs_are_fixed=False)
         cut = [given.atoms[atom] for atom in self._kept if atom in given.atoms]
         if any(atom.frozen or atom.bound for atom in cut):
+            why = next((f": {atom.frozen}" for atom in cut if atom.frozen), "")
             raise DepgraphError(
                 f"{self.where} couples units here that it did not couple when the model was traced "
-                "(in another mode, or at other sizes); trace the model so to make a plan"
+                f"(in another mode, or at other sizes{why}); trace the model so to make a plan"
             )
         return p
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from depgraph._modules import named_modules
+from depgraph._recorder import Recorder
+from depgraph._retyped import as_traced
 from depgraph.attention import number_of
 from depgraph.axes import Atom, axis_atoms, axis_size, kept_sizes
 from depgraph.cost import value_shape
@@ -17,7 +19,7 @@ from depgraph.errors import DepgraphError
 from depgraph.literals import GROUPED, PARTING, RANGES, SIZE_ARGUMENTS, kept_range, range_of
 from depgraph.propagate import Propagation, arguments, op_name
 from depgraph.rules.convolve import group_axis
-from depgraph.trace import Trace, TraceError, shape, trace_forward
+from depgraph.trace import Trace, TraceError, shape, trace_with
 
 if TYPE_CHECKING:
     from depgraph.graph import DependencyGraph
@@ -83,7 +85,8 @@ def _verify_in_mode(
     for name, module in modules.items():
         module.training = p.trace.modes.get(name, module.training)
     try:
-        again = trace_forward(small, args, kwargs)
+        grad = p.trace.calls_of[""][0].grad
+        again = trace_with(as_traced(small, p.trace), args, kwargs, Recorder, grad)
     except TraceError as error:
         raise Mismatch(error.module, f"the sliced model does not run: {error}") from error
     finally:

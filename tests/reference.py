@@ -135,6 +135,9 @@ class KeptStatistics(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name == "_weight_norm":  # a weight that is switched off has no direction
             return func(*args, **(kwargs or {})).nan_to_num()
+        if name in _QUOTIENTS and all(isinstance(x, Tensor) for x in args):
+            above, below = args  # nor has what the forward itself divides by its length
+            return func(above, below.masked_fill((above.detach() == 0) & (below.detach() == 0), 1))
         if name not in _OVER_KEPT or any(
             isinstance(weight, Tensor) and id(weight) in self._unread
             for weight in (*args, *(kwargs or {}).values())
@@ -144,6 +147,9 @@ class KeptStatistics(TorchFunctionMode):
         if traced != name:
             raise CannotJudgeError(f"the run takes {name} where the trace has {traced}")
         return _OVER_KEPT[name](func, kept, *args, **(kwargs or {}))
+
+
+_QUOTIENTS = {"div", "true_divide"}
 
 
 class CannotJudgeError(Exception):
@@ -172,6 +178,8 @@ def _layer_norm(
     func: Any, kept_dims: list[_Kept], x: Tensor, normalized: Any, *affine: Any, **options: Any
 ) -> Tensor:
     first = x.ndim - len(normalized)
+    if tuple(x.shape[first:]) != tuple(normalized):
+        raise CannotJudgeError("the original takes no such size")
     kept = [torch.arange(size) for size in x.shape[:first]]
     kept += map(_at, x.shape[first:], kept_dims[first:])
     names = ("weight", "bias") if func.__name__ == "layer_norm" else ("weight",)

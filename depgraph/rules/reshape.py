@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import cast
 
 from torch import fx
@@ -23,9 +24,24 @@ from depgraph.trace import shape
 )
 def view(p: Propagation, node: fx.Node) -> Axes:
     """Deal the factors out to the new dimensions, in order; dimensions of size 1 come or go."""
-    if 0 in shape(node):  # of a model that was emptied before: no size says what belongs to what
-        return p.opaque(node, shape(node), "of a value that was emptied before")
+    if 0 in shape(node):
+        return _view_of_nothing(p, node)
     return p.algebra.regroup(p.axes(node.args[0]), shape(node), p.label(node))
+
+
+def _view_of_nothing(p: Propagation, node: fx.Node) -> Axes:
+    """Of a model that was emptied before: sizes say what belongs to what in front alone."""
+    x = cast(fx.Node, node.args[0])
+    was, sizes = shape(x), shape(node)
+    whole = [
+        (i, j)
+        for j in range(sizes.index(0) + 1)
+        for i in range(was.index(0) + 1)
+        if math.prod(was[:i]) == math.prod(sizes[:j])
+    ]
+    i, j = max(whole, key=lambda pair: pair[1])
+    front = p.algebra.regroup(p.axes(x)[:i], sizes[:j], p.label(node))
+    return [*front, *p.opaque(node, sizes, "of a value that was emptied before")[j:]]
 
 
 @rule("aten.view_as", "aten.reshape_as", needs_units=lost)

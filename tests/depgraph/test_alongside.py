@@ -326,6 +326,112 @@ def test_parameters_that_nothing_reads_stay_whole_with_that_reason() -> None:
     assert small.other.weight.shape == (7, WIDTH)
 
 
+class AtAnotherCall(Stream):
+    """A layer of calls that are not like the example, or no layer."""
+
+    does: Callable[[Tensor], bool]
+
+    def add_layers(self) -> None:
+        self.first, self.second = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.scale = nn.Parameter(torch.randn(WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        other = type(self).does(x)
+        x = self.stream(x)
+        x = x + self.second(x) * self.scale if other else self.first(x)
+        y: Tensor = self.head(x)
+        return y
+
+
+class Within(nn.Module):
+    """The same in a module of its own."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.inner(x)
+        return y
+
+
+OTHER_CALLS: dict[str, Callable[[Tensor], bool]] = {
+    "a batch of one": lambda x: len(x) == 1,
+    "a larger batch": lambda x: len(x) > 2,
+    "fewer tokens": lambda x: x.shape[1] < 4,
+    "more tokens": lambda x: x.shape[1] > 5,
+    "an even number of tokens": lambda x: x.shape[1] % 2 == 0,
+    "another type": lambda x: x.dtype == torch.float32,
+    "gradients": lambda x: torch.is_grad_enabled(),
+}
+
+
+@pytest.mark.parametrize("within", [False, True])
+@pytest.mark.parametrize("call", OTHER_CALLS)
+def test_layers_of_another_call_follow_the_cut(call: str, within: bool) -> None:
+    kind = type("Kind", (AtAnotherCall,), {"does": staticmethod(OTHER_CALLS[call])})
+    model, _, plan, small = cut(lambda: Within(kind()) if within else kind(), 0)
+    prefix = "inner." if within else ""
+    assert torch.equal(plan.kept[f"{prefix}stem.weight"][0], plan.kept[f"{prefix}second.weight"][1])
+    was = masked(model, plan)
+    for batch, tokens in ((1, 5), (2, 5), (4, 5), (2, 3), (2, 10), (2, 6)):
+        x = torch.randn(batch, tokens, 8).double()
+        assert relative_difference(small(x), was(x)) < 1e-9
+        with torch.no_grad():
+            assert relative_difference(small(x), was(x)) < 1e-9
+    x = example().float()
+    got, expected = copy.deepcopy(small).float()(x), copy.deepcopy(was).float()(x)
+    assert relative_difference(got, expected) < 1e-5
+
+
+class Skipping(AtAnotherCall):
+    """Other calls leave a layer out, or tell heads apart."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        other = type(self).does(x)
+        x = self.first(self.stream(x))
+        x = x.unflatten(-1, (3, 4)).flip(-2).flatten(-2) if other else self.second(x) * self.scale
+        y: Tensor = self.head(x)
+        return y
+
+
+@pytest.mark.parametrize(
+    "call", ["a batch of one", "a larger batch", "more tokens", "an even number of tokens"]
+)
+def test_what_another_batch_or_size_couples_holds(call: str) -> None:
+    kind = type("Kind", (Skipping,), {"does": staticmethod(OTHER_CALLS[call])})
+    for seed in range(3):
+        model, graph, plan, small = cut(kind, seed)
+        assert {group.size for group in graph.prunable} == {WIDTH, 4, 9}
+        was = masked(model, plan)
+        for batch, tokens in ((1, 5), (2, 5), (3, 5), (5, 5), (2, 3), (2, 8), (2, 9)):
+            x = torch.randn(batch, tokens, 8).double()
+            assert relative_difference(small(x), was(x)) < 1e-9
+
+
+class Positions(Stream):
+    """Tables of more positions than the example has tokens, one of them computed first."""
+
+    def add_layers(self) -> None:
+        self.first, self.last = nn.Parameter(torch.randn(9, WIDTH)), nn.Parameter(torch.randn(9, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        number = x.shape[1]
+        y: Tensor = self.head(self.stream(x) + self.first.tanh()[:number] * self.last[-number:])
+        return y
+
+
+def test_entries_that_the_example_leaves_out_are_there_for_longer_sequences() -> None:
+    model, graph, plan, small = cut(Positions, 0)
+    reason = "nothing that the traced forward returns depends on these entries of"
+    for name in ("first", "last"):
+        assert f"{reason} '{name}'" in [group.frozen for group in graph.groups]
+    assert set(plan.kept["first"]) == {1}
+    for tokens in (3, 5, 9):
+        x = torch.randn(2, tokens, 8).double()
+        assert relative_difference(small(x), masked(model, plan)(x)) < 1e-9
+
+
 @pytest.mark.parametrize("scope", ["global", "uniform"])
 def test_parameters_that_nothing_reads_do_not_count_in_a_ratio(scope: str) -> None:
     def kept(kind: Callable[[], nn.Module]) -> dict[str, int]:

@@ -72,6 +72,27 @@ def test_an_emptied_model_is_pruned_again(name: str) -> None:
     assert smaller(images()).shape == small(images()).shape
 
 
+class Views(nn.Module):
+    """Halves of the channels, of (tokens, batch, channels) in windows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down, self.head = nn.Linear(8, 12), nn.Linear(12, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.transpose(0, 1)
+        y = self.up(x.reshape(-1, 3, 8)).unflatten(-1, (2, 6)).sin().flatten(-2)
+        return self.head(self.down(y).reshape(x.shape)[:, 0])
+
+
+def test_the_work_of_an_emptied_model_is_that_of_the_plan() -> None:
+    model, x = Views().eval(), torch.zeros(6, 3, 8)
+    graph = depgraph.trace(model, x)
+    (halves,) = (group.name for group in graph.prunable if group.size == 6)
+    plan = graph.plan({halves: []})
+    assert depgraph.count_macs(plan.apply(model), x) == plan.macs
+
+
 class Residual(nn.Module):
     """A branch of linear layers, one of convolutions, and a mean over positions."""
 

@@ -198,6 +198,17 @@ class Roots(Base):
         return ((q * scale) @ (k * scale).mT).softmax(-1) @ v
 
 
+class NormedByRoots(Base):
+    """Queries and keys have a norm without a bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q_norm, self.k_norm = nn.RMSNorm(DIM), nn.RMSNorm(DIM)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v)
+
+
 class Unclear(Base):
     """A number that equals the scale, whose name does not say what for."""
 
@@ -216,6 +227,7 @@ class Unclear(Base):
         (AllReadTwice, False),
         (Itself, False),
         (Roots, True),
+        (NormedByRoots, True),
         (Unclear, False),
     ],
 )

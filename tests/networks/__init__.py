@@ -126,7 +126,7 @@ class Network:
     seed: int = 0
 
     @classmethod
-    def random(cls, seed: int, longest: int = 6) -> Network:
+    def random(cls, seed: int, longest: int = 4) -> Network:
         """The network of that seed."""
         generator = random.Random(seed)
         number = generator.randint(1, longest)
