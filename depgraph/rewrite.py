@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from depgraph._alike import Likeness, UnlikeError
 from depgraph._calls import ModuleCall, Unread
+from depgraph._code import compile_graph
 from depgraph._conditions import Conditions, Fits, autocast_of
 from depgraph._folding import constants_property, constants_readable, split_constants
 from depgraph._given import Given, Path, Reader, Symbol, leaves_of, renewed
@@ -344,13 +345,13 @@ class Rewrite:
         return p
 
     def _compiled(self, graph: fx.Graph, number: int) -> Forward:
-        whole, attribute = _compile(graph), f"depgraph_constants_{number}"
+        whole, attribute = compile_graph(graph), f"depgraph_constants_{number}"
         parts = split_constants(graph, attribute)
         if parts is None:
             return whole
         rest, constants, names = parts
-        setattr(self.cls, attribute, constants_property(_compile(constants), names, attribute))
-        folded, readable = _compile(rest), constants_readable(names)
+        setattr(self.cls, attribute, constants_property(compile_graph(constants), names, attribute))
+        folded, readable = compile_graph(rest), constants_readable(names)
 
         def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
             return (folded if readable(self) else whole)(self, *args, **kwargs)
@@ -387,14 +388,6 @@ def _restoring_gradients(forward: Forward) -> Forward:
             return forward(self, *args, **kwargs)
 
     return restoring
-
-
-def _compile(graph: fx.Graph) -> Forward:
-    code = graph.python_code("self")
-    namespace = dict(code.globals)
-    exec(compile(code.src, "<depgraph: rewritten forward>", "exec"), namespace)
-    forward: Forward = namespace["forward"]
-    return forward
 
 
 def _class_of(rewrite: Rewrite) -> type[nn.Module]:
