@@ -14,7 +14,7 @@ from torch import fx
 
 from depgraph.errors import DepgraphError
 
-_QUOTED = frozenset("\"\\\n\r{}")
+_QUOTED = frozenset('"\\\n\r{}')
 """What ends the quotes in which torch.fx puts names that are no identifiers."""
 
 

@@ -211,8 +211,8 @@ class Told(nn.Linear):
     def __init__(self) -> None:
         super().__init__(16, 16)
 
-    def forward(self, x: torch.Tensor, **told: Any) -> torch.Tensor:
-        return super().forward(x)
+    def forward(self, input: torch.Tensor, **told: Any) -> torch.Tensor:
+        return super().forward(input)
 
 
 def test_names_in_generated_code_are_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
