@@ -9,6 +9,7 @@ checkpoint or code.
 from __future__ import annotations
 
 import math
+import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -58,6 +59,8 @@ _LENGTHS = frozenset(
 _MAX_LENGTH = 1024
 """Layers of a model."""
 _MAX_DEPTH, _MAX_WORD = 16, 200
+_NAME = re.compile(r"[\w-]+")
+"""Of a module or parameter, some of which come from arguments: they appear in generated code."""
 
 
 def as_recipe(source: Any) -> Recipe:
@@ -260,12 +263,14 @@ def installed(library: str) -> str:
 
 @contextmanager
 def _at_most(limit: int) -> Iterator[None]:
-    """Stop a constructor of this thread that registers more modules and parameters."""
+    """Stop a constructor of this thread that registers more, or under names that are code."""
     thread, count = threading.get_ident(), 0
 
     def registered(module: nn.Module, name: str, value: Any) -> None:
         nonlocal count
         if threading.get_ident() == thread:
+            if not _NAME.fullmatch(name):
+                raise DepgraphError(f"the recipe gives a part of the model the name {name[:60]!r}")
             count += 1
             if count > limit:
                 raise DepgraphError(

@@ -27,6 +27,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from depgraph._alike import Likeness, UnlikeError, own_tensors
 from depgraph._attributes import own_integers
 from depgraph._calls import ModuleCall, Unread
+from depgraph._code import compile_graph
 from depgraph._conditions import Conditions, Fits, autocast_of
 from depgraph._folding import constants_property, constants_readable, split_constants
 from depgraph._given import Given, Path, Reader, Symbol, leaves_of, renewed
@@ -390,6 +391,7 @@ class Rewrite:
         compiled = self.skeleton.compiled
         whole, attribute = _compile(graph, compiled), f"depgraph_constants_{number}"
         self._source = whole.__code__
+        whole, attribute = compile_graph(graph), f"depgraph_constants_{number}"
         parts = split_constants(graph, attribute)
         if parts is None:
             return whole
@@ -398,6 +400,8 @@ class Rewrite:
             self.cls, attribute, constants_property(_compile(constants, compiled), names, attribute)
         )
         folded, readable = _compile(rest, compiled), constants_readable(names)
+        setattr(self.cls, attribute, constants_property(compile_graph(constants), names, attribute))
+        folded, readable = compile_graph(rest), constants_readable(names)
 
         def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
             return (folded if readable(self) else whole)(self, *args, **kwargs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import json
 import os
 import random
@@ -189,6 +190,50 @@ def test_a_flipped_bit_in_the_weights_is_seen(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(data)
     with pytest.raises(depgraph.DepgraphError, match="is damaged"):
         depgraph.load(folder)
+
+
+class Regrouped(nn.Module):
+    """Sizes are written into its forward, which is generated anew; it hands on what it is told."""
+
+    def __init__(self, child: str = "inner") -> None:
+        super().__init__()
+        self.first, self.parts = nn.Linear(8, 16), nn.ModuleDict({child: Told()})
+        self.last = nn.Linear(16, 3)
+
+    def forward(self, x: torch.Tensor, **told: Any) -> torch.Tensor:
+        x = self.first(x).reshape(len(x), 4, 4).transpose(1, 2).reshape(len(x), 16)
+        for part in self.parts.values():
+            x = part(x, **told)
+        return self.last(x)
+
+
+class Told(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(16, 16)
+
+    def forward(self, input: torch.Tensor, **told: Any) -> torch.Tensor:
+        return super().forward(input)
+
+
+def test_names_in_generated_code_are_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[int] = []
+    monkeypatch.setattr(builtins, "boom", ran.append, raising=False)
+    x = torch.randn(2, 8)
+    model = Regrouped().eval()
+    graph = depgraph.trace(model, {"x": x})
+    kept = {group.name: range(0, group.size, 2) for group in graph.prunable}
+    small = graph.plan(kept).apply(model)
+    assert "depgraph_rewrite" in vars(type(small))
+    depgraph.save(small, tmp_path / "model")
+    plan = json.loads((tmp_path / "model" / "plan.json").read_text())["plans"][0]
+    plan["inputs"]["items"]["a=boom(1), b"] = None
+    rewrite(tmp_path / "model", plans=[plan], ops={}, facts={})
+    with pytest.raises(depgraph.DepgraphError, match="cannot be written in the code"):
+        depgraph.load(tmp_path / "model", model=Regrouped())
+    odd = Regrouped('a"), boom(1), getattr(self, "b').eval()
+    with pytest.raises(depgraph.DepgraphError, match="cannot be written in the code"):
+        depgraph.trace(odd, x).plan(kept).apply(odd)
+    assert ran == []
 
 
 def test_mutated_folders_load_or_are_refused_and_do_nothing_else(tmp_path: Path) -> None:
