@@ -247,6 +247,18 @@ training_options = _combined(
         metavar="KEY=VALUE",
         help="Argument of --algorithm, such as penalty=0.5; may be given again.",
     ),
+    click.option(
+        "--looks/--no-looks",
+        default=None,
+        help="Show each image in a random look at each draw: grey, inverted, edges, other colours, "
+        "the amplitudes of another domain, ...; before pruning and after  [by recipe].",
+    ),
+    click.option(
+        "--feature-weight",
+        type=Number(0),
+        help="After pruning, with a dense model to learn from: weight of the distance of all "
+        "tokens  [by recipe].",
+    ),
 )
 
 
