@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 import domains
+from cli.calibration import CALIBRATION, known_calibration
 from cli.params import (
     Multiple,
     Number,
@@ -219,7 +220,17 @@ pruning_options = _combined(
         "images].",
     ),
     click.option(
-        "--num-calibration", type=click.IntRange(1), help="Images to compensate with  [256]."
+        "--calibration",
+        callback=known_calibration,
+        metavar="styles|plain|FOLDER",
+        help="Images to score and to compensate with: those of --data in random looks, so that "
+        "more of what is not seen is kept, or as they are; or any folder of images without labels  "
+        f"[{CALIBRATION}].",
+    ),
+    click.option(
+        "--num-calibration",
+        type=click.IntRange(1),
+        help="Images to compensate with  [256; styles: 2048, each image 8 times at most].",
     ),
     click.option(
         "--per-head",

@@ -180,6 +180,13 @@ def eval_loader(
     """Return a loader of all samples, or of one process's share, once and in order."""
     first, step = shard
     draws: list[Draw] = [(index, None) for index in range(first, len(dataset), step)]
+    return draw_loader(dataset, draws, batch_size, workers)
+
+
+def draw_loader(
+    dataset: ImageDataset, draws: Sequence[Draw], batch_size: int, workers: int = 0
+) -> DataLoader[Batch]:
+    """Return a loader of these draws, in order."""
     return DataLoader(
         dataset,
         batch_size=batch_size,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,6 +26,9 @@ from pruners.metrics import Batch, Metric, make_metric
 from pruners.own import own_choices
 from pruners.scoring import scored_on, shared_samples
 from pruners.standard import standard_allocator
+
+DIRECTION_SAMPLES = 512
+"""Samples that principal directions are taken of, at most: each needs a backward pass."""
 
 _log = logging.getLogger(__name__)
 
@@ -242,7 +245,9 @@ def plan_cut(
             model, scorer, batches, calibration, num_samples, num_calibration
         )
         model = copy.deepcopy(model)
-        align_head_dims(model, graph, taken, seed)
+        wanted = min(taken.wanted, DIRECTION_SAMPLES)
+        few = replace(taken, wanted=wanted, exact=taken.exact and taken.wanted == wanted)
+        align_head_dims(model, graph, few, seed)
     looked_at = scored_on(model, scorer, batches, num_samples)
     kept = choose(scorer.score(model, graph, looked_at))
     if per_head:

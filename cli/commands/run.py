@@ -12,6 +12,7 @@ from torch import nn
 
 import domains
 from cli.across import check_across
+from cli.calibration import CALIBRATION
 from cli.html import report_page
 from cli.made import force_option
 from cli.models import check_classes
@@ -155,6 +156,7 @@ def make_job(
     num_samples: int | None,
     across_domains: str | None,
     compensate: bool | None,
+    calibration: str | None,
     num_calibration: int | None,
     per_head: bool,
     epochs: int | None,
@@ -275,6 +277,7 @@ def make_job(
             amp=half(amp, device),
             seconds=bench_seconds,
         ),
+        calibration=calibration or CALIBRATION,
         across_domains=across_domains,
         device=device,
         amp=amp,
