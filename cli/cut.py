@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import domains
 import pruners
 from cli.across import across_domains
+from cli.calibration import calibrated_with
 from cli.latency import predicted
 from cli.models import example_inputs
 from cli.precision import with_precision
@@ -37,6 +37,15 @@ def pruning(
     share : dict
         Ratio or target, relative to this model.
     """
+    images = calibrated_with(
+        settings.calibration,
+        settings.pruning["metric"],
+        model,
+        split,
+        num_samples=settings.pruning.get("num_samples"),
+        num_calibration=settings.pruning.get("num_calibration"),
+        seed=settings.seed,
+    )
     metric = pruners.make_metric(settings.pruning["metric"], seed=settings.seed)
     metric = across_domains(
         with_precision(metric, settings.device, settings.amp),
@@ -51,7 +60,7 @@ def pruning(
         **settings.pruning,
         "example_inputs": example_inputs(model),
         "metric": metric,
-        "batches": domains.batches(model, split, batch_size=16, seed=settings.seed),
+        **images,
         "seed": settings.seed,
         "latency": settings.latency,
     }

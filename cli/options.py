@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 import domains
+from cli.calibration import CALIBRATION, known_calibration
 from cli.params import (
     Multiple,
     Number,
@@ -219,7 +220,17 @@ pruning_options = _combined(
         "images].",
     ),
     click.option(
-        "--num-calibration", type=click.IntRange(1), help="Images to compensate with  [256]."
+        "--calibration",
+        callback=known_calibration,
+        metavar="styles|plain|FOLDER",
+        help="Images to score and to compensate with: those of --data in random looks, so that "
+        "more of what is not seen is kept, or as they are; or any folder of images without labels  "
+        f"[{CALIBRATION}].",
+    ),
+    click.option(
+        "--num-calibration",
+        type=click.IntRange(1),
+        help="Images to compensate with  [256; styles: 2048, each image 8 times at most].",
     ),
     click.option(
         "--per-head",
@@ -246,6 +257,18 @@ training_options = _combined(
         callback=key_values,
         metavar="KEY=VALUE",
         help="Argument of --algorithm, such as penalty=0.5; may be given again.",
+    ),
+    click.option(
+        "--looks/--no-looks",
+        default=None,
+        help="Show each image in a random look at each draw: grey, inverted, edges, other colours, "
+        "the amplitudes of another domain, ...; before pruning and after  [by recipe].",
+    ),
+    click.option(
+        "--feature-weight",
+        type=Number(0),
+        help="After pruning, with a dense model to learn from: weight of the distance of all "
+        "tokens  [by recipe].",
     ),
 )
 

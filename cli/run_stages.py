@@ -200,7 +200,8 @@ class Stages:
             "steps": steps,
         }
         said = {name: value for name, value in more.items() if value is not None}
-        return {**self._protocol(), **settings.share, **settings.pruning, **said}
+        how = {"calibration": settings.calibration}
+        return {**self._protocol(), **settings.share, **settings.pruning, **how, **said}
 
     def _trained_with(self) -> dict[str, Any]:
         """Of the trainings before the last cut."""

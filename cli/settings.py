@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import domains
+from cli.calibration import CALIBRATION
 from cli.schedules import Schedule
 from domains import FinetuneSettings, timing
 from pruners._choices import check_choice
@@ -54,6 +55,8 @@ class RunSettings:
     schedule : Schedule
         How the cut comes about, one-shot by default.
     timing : TimingSettings
+    calibration : str
+        Which images a cut is made with, see `cli.calibration`.
     across_domains : str or None
         How importance is combined over source domains; None: of all images together.
     device : str
@@ -75,6 +78,7 @@ class RunSettings:
     lr_by_share: bool = False
     schedule: Schedule = field(default_factory=Schedule)
     timing: timing.TimingSettings = field(default_factory=timing.TimingSettings)
+    calibration: str = CALIBRATION
     across_domains: str | None = None
     device: str = "cpu"
     amp: bool = False

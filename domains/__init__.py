@@ -18,7 +18,7 @@ from domains.digits_recipe import (
     DemoModel,
     digits_model,
 )
-from domains.evaluation import Batches, batches, evaluate
+from domains.evaluation import Batches, batches, evaluate, folder_batches
 from domains.folders import DomainData, Sample, load_domains
 from domains.known import KNOWN, KnownData
 from domains.recipe import RECIPES, RECOVERY, FinetuneSettings, Recipe, default_recipe, scale_lr
@@ -61,6 +61,7 @@ __all__ = [
     "evaluate",
     "evenly",
     "finetune",
+    "folder_batches",
     "image_size",
     "leave_one_out",
     "load_domains",

@@ -20,7 +20,7 @@ from domains._device import (
     mean_over,
     shard_of,
 )
-from domains._features import Features, feature_width
+from domains._features import Features, token_shape
 from domains._images import eval_transform, read_all, train_transform
 from domains._loading import (
     ImageDataset,
@@ -84,7 +84,7 @@ class EpochRunner:
         pools = train_pools(split.train, settings.sampling)
         self.order = TrainOrder(pools, settings.batch_size, settings.seed, shard_of(device))
         transform, numbers = train_transform(model, settings), domain_numbers(split.train)
-        dataset = ImageDataset(train, transform, pixels, numbers)
+        dataset = ImageDataset(train, transform, pixels, numbers, settings.looks)
         self.train_batches = train_loader(dataset, self.order, workers)
         transform = eval_transform(model, settings.img_size)
         self.val_batches = {
@@ -109,7 +109,7 @@ class EpochRunner:
         self.student: Features | None = None  # of the model as it trains, which `start` makes
         self.shown = None
         if self._compares_features and teacher is not None:
-            self.shown = Features(teacher)
+            self.shown = Features(teacher, with_tokens=True)
         self.task = bar.add_task("train", total=len(self.order))
 
     @property
@@ -119,12 +119,12 @@ class EpochRunner:
     def _distillation(self, model: nn.Module) -> Distillation | None:
         if self.teacher is None:
             return None
-        widths = None
+        shapes = None
         if self._compares_features:
             images = next(iter(next(iter(self.val_batches.values()))))[0][:1]
             model.eval()
-            widths = feature_width(model, images), feature_width(self.teacher, images)
-        return Distillation(self.settings, widths).to(self.device.device)
+            shapes = token_shape(model, images), token_shape(self.teacher, images)
+        return Distillation(self.settings, shapes).to(self.device.device)
 
     def run(self, state: TrainState, epoch: int) -> EpochRow:
         """Train and validate epoch number `epoch` (from 0)."""
@@ -172,7 +172,8 @@ class EpochRunner:
         total = 0.0
         with ExitStack() as stack:
             if self.algorithm.needs_features or self._compares_features:
-                self.student = stack.enter_context(Features(state.model))
+                watch = Features(state.model, with_tokens=self._compares_features)
+                self.student = stack.enter_context(watch)
             if self.shown is not None:
                 stack.enter_context(self.shown)
             for step, batch in enumerate(self.train_batches, epoch * len(self.order) + 1):
@@ -244,4 +245,4 @@ class EpochRunner:
             wanted = self.teacher(images)
         if self.student is None or self.shown is None:
             return self.distillation(output, wanted)
-        return self.distillation(output, wanted, self.student.value, self.shown.value)
+        return self.distillation(output, wanted, self.student.tokens, self.shown.tokens)

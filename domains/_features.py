@@ -1,4 +1,4 @@
-"""What a model's classifier reads, by hooks: no method of the model is needed, or bypassed."""
+"""What a model computes before its logits, by hooks: no method of it is needed, or bypassed."""
 
 from __future__ import annotations
 
@@ -12,13 +12,20 @@ from depgraph import DepgraphError
 
 
 class Features:
-    """Watches a model inside a `with` block; `value` is of its last forward.
+    """Watches a model inside a `with` block; `value` and `tokens` are of its last forward.
 
-    Watched is the input of what timm's ``get_classifier`` gives (of both heads of a distilled
+    `value` is the input of what timm's ``get_classifier`` gives (of both heads of a distilled
     model, side by side); of other models, the input of the linear layer that was called last.
+
+    Parameters
+    ----------
+    model : nn.Module
+    with_tokens : bool
+        Whether `tokens` is wanted too, for which every module is watched.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, with_tokens: bool = False) -> None:
+        self.model, self.with_tokens = model, with_tokens
         self.heads = _classifiers(model)
         self.watched = self.heads or [m for m in model.modules() if isinstance(m, nn.Linear)]
         if not self.watched:
@@ -27,21 +34,37 @@ class Features:
                 "algorithm and recipe without features"
             )
         self._inputs: dict[nn.Module, Tensor] = {}
+        self._tokens: Tensor | None = None
         self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> Features:
         self._handles = [m.register_forward_pre_hook(self._see) for m in self.watched]
+        if self.with_tokens:
+            self._handles += [m.register_forward_hook(self._pass) for m in self.model.modules()]
         return self
 
     def __exit__(self, *_: object) -> None:
         for handle in self._handles:
             handle.remove()
         self._inputs.clear()
+        self._tokens = None
 
     def _see(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if not self.heads:
             self._inputs.clear()
         self._inputs[module] = args[0]
+
+    def _pass(self, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
+        if isinstance(output, Tensor) and _has_places(output):
+            self._tokens = output
+
+    @property
+    def tokens(self) -> Tensor:
+        """The last output of a module that has places: all tokens, or a feature map.
+
+        Of a model without such, `value`.
+        """
+        return self.value if self._tokens is None else self._tokens
 
     @property
     def value(self) -> Tensor:
@@ -54,6 +77,11 @@ class Features:
         return torch.cat(found, dim=1)
 
 
+def _has_places(x: Tensor) -> bool:
+    """Whether one sample of a batch is more than one vector."""
+    return x.dim() > 2 and x[0].numel() > max(x.shape[1:])
+
+
 def _classifiers(model: nn.Module) -> list[nn.Module]:
     get = getattr(model, "get_classifier", None)
     found = get() if callable(get) else ()
@@ -62,9 +90,9 @@ def _classifiers(model: nn.Module) -> list[nn.Module]:
 
 
 @torch.no_grad()
-def feature_width(model: nn.Module, images: Tensor) -> int:
-    """Width of the features of a model in eval mode, wherever it is."""
+def token_shape(model: nn.Module, images: Tensor) -> tuple[int, ...]:
+    """Shape of the tokens of one image, for a model in eval mode, wherever it is."""
     home = next((tensor.device for tensor in model.parameters()), images.device)
-    with Features(model) as features:
+    with Features(model, with_tokens=True) as features:
         model(images.to(home))
-        return features.value.shape[1]
+        return tuple(features.tokens.shape[1:])

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
+from timm.data.transforms import MaybeToTensor
 from torch import Tensor, nn
+from torchvision.transforms import Compose
 
 from depgraph import DepgraphError
 from domains.recipe import FinetuneSettings
@@ -103,6 +105,13 @@ def image_size(model: nn.Module, img_size: int | None = None) -> tuple[int, int]
 def _data_config(model: nn.Module, img_size: int | None) -> dict[str, Any]:
     size = (3, *image_size(model, img_size))
     return resolve_data_config({"input_size": size}, model=model)
+
+
+def in_two(transform: Transform) -> tuple[Transform, Callable[[Tensor], Tensor]]:
+    """A transform of timm's up to the pixels in [0, 1], and from there."""
+    steps = transform.transforms  # type: ignore[attr-defined]  # torchvision's Compose
+    at = next(i for i, step in enumerate(steps) if isinstance(step, MaybeToTensor)) + 1
+    return Compose(steps[:at]), Compose(steps[at:])
 
 
 def eval_transform(model: nn.Module, img_size: int | None = None) -> Transform:

@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from depgraph import DepgraphError
-from domains._images import Transform, read_image
+from domains._images import Transform, in_two, read_image
 from domains._random import derive_seed, seeded
 from domains.folders import Sample
+from domains.looks import in_random_look
 
 Draw = tuple[int, int | None]  # index of a sample, seed of its augmentation (None: none)
 Batch = tuple[Tensor, Tensor]  # images (batch, 3, height, width), labels (batch,)
@@ -23,7 +24,10 @@ Pixels = Mapping[Path, np.ndarray]
 
 
 class ImageDataset(Dataset[Any]):
-    """Samples under a transform; indexed by draws, so that the seed travels with the index."""
+    """Samples under a transform; indexed by draws, so that the seed travels with the index.
+
+    With `looks`, each draw shows its image in a random look, in part that of another domain.
+    """
 
     def __init__(
         self,
@@ -31,9 +35,12 @@ class ImageDataset(Dataset[Any]):
         transform: Transform,
         pixels: Pixels | None = None,
         domains: Sequence[int] | None = None,
+        looks: bool = False,
     ) -> None:
         self.samples = samples
         self.transform = transform
+        self.looks = looks
+        self.mixes = len(set(domains or ())) > 1
         self.pixels = pixels or {}
         self.domains = domains
 
@@ -48,7 +55,27 @@ class ImageDataset(Dataset[Any]):
         if self.domains is not None:
             labels += (self.domains[index],)
         with seeded(seed) if seed is not None else nullcontext():
-            return self.transform(self._image(index)), *labels
+            return (self._in_look(index) if self.looks else self._plain(index)), *labels
+
+    def _plain(self, index: int) -> Tensor:
+        return self.transform(self._image(index))
+
+    def _in_look(self, index: int) -> Tensor:
+        to_pixels, finish = in_two(self.transform)
+
+        def other() -> Tensor:
+            return to_pixels(self._image(self._elsewhere(index)))
+
+        pixels = to_pixels(self._image(index))
+        return finish(in_random_look(pixels, other if self.mixes else None))
+
+    def _elsewhere(self, index: int) -> int:
+        """A sample of another domain, drawn."""
+        assert self.domains is not None
+        while True:
+            drawn = int(torch.randint(len(self.samples), ()))
+            if self.domains[drawn] != self.domains[index]:
+                return drawn
 
     def _image(self, index: int) -> Image.Image:
         path = self.samples[index].path
@@ -153,6 +180,13 @@ def eval_loader(
     """Return a loader of all samples, or of one process's share, once and in order."""
     first, step = shard
     draws: list[Draw] = [(index, None) for index in range(first, len(dataset), step)]
+    return draw_loader(dataset, draws, batch_size, workers)
+
+
+def draw_loader(
+    dataset: ImageDataset, draws: Sequence[Draw], batch_size: int, workers: int = 0
+) -> DataLoader[Batch]:
+    """Return a loader of these draws, in order."""
     return DataLoader(
         dataset,
         batch_size=batch_size,

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -13,9 +14,10 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from depgraph import DepgraphError
 from domains._device import accelerator, borrowed, loader_workers, mean_logits, shard_of
-from domains._images import eval_transform
-from domains._loading import Batch, ImageDataset, eval_loader, interleave
+from domains._images import IMAGE_SUFFIXES, eval_transform
+from domains._loading import Batch, Draw, ImageDataset, draw_loader, eval_loader, interleave
 from domains._progress import progress_bar
+from domains._random import derive_seed
 from domains.folders import DomainData, Sample
 from domains.split import Split
 
@@ -125,15 +127,21 @@ class Batches:
     model: nn.Module
     dataset: ImageDataset
     batch_size: int
+    draws: Sequence[Draw]
+
+    @property
+    def num_samples(self) -> int:
+        """Images of all batches."""
+        return len(self.draws)
 
     def __len__(self) -> int:
         """Return the number of batches."""
-        return -(-len(self.dataset) // self.batch_size)
+        return -(-len(self.draws) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield (batch, 3, height, width) float images, normalised, and (batch,) labels."""
         device = next((tensor.device for tensor in self.model.parameters()), torch.device("cpu"))
-        for images, labels in eval_loader(self.dataset, self.batch_size, 0):
+        for images, labels, *_ in draw_loader(self.dataset, self.draws, self.batch_size):
             yield images.to(device), labels.to(device)
 
 
@@ -145,8 +153,9 @@ def batches(
     seed: int = 0,
     num_samples: int | None = None,
     img_size: int | None = None,
+    looks: bool = False,
 ) -> Batches:
-    """Return images for metrics and compensation, without augmentation.
+    """Return images for metrics and compensation, without the augmentation of a training.
 
     Parameters
     ----------
@@ -159,20 +168,73 @@ def batches(
     seed : int
         Decides the order. Domains take turns, so that any beginning is balanced over them.
     num_samples : int or None
-        Stop after this many images; None: all.
+        Stop after this many images; None: all, in looks `IN_LOOKS`, or `TIMES` each of fewer.
     img_size : int or None
         None: the size the model was built for.
+    looks : bool
+        Show each in a random look (`domains.looks`), each time that it comes in another: what is
+        fitted to one look alone is not kept for any other.
 
     Raises
     ------
     DepgraphError
-        Fewer images than `num_samples`, or none.
+        Fewer images than `num_samples`, where each comes once, or none.
     """
-    order = interleave(_by_domain(samples, validation=False), seed)
-    if not order or (num_samples is not None and not 1 <= num_samples <= len(order)):
+    parts = _by_domain(samples, validation=False)
+    order = interleave(parts, seed)
+    most = len(order) if not looks else None
+    if not order or (num_samples is not None and not 1 <= num_samples <= (most or num_samples)):
         raise DepgraphError(f"{num_samples} images wanted of {len(order)}; ask for 1 to that many")
-    dataset = ImageDataset(order[:num_samples], eval_transform(model, img_size))
-    return Batches(model, dataset, batch_size)
+    transform = eval_transform(model, img_size)
+    if not looks:
+        dataset = ImageDataset(order[:num_samples], transform)
+        return Batches(model, dataset, batch_size, [(i, None) for i in range(len(dataset))])
+    numbers = {sample.path: n for n, part in enumerate(parts.values()) for sample in part}
+    dataset = ImageDataset(order, transform, None, [numbers[s.path] for s in order], looks=True)
+    count = num_samples or min(IN_LOOKS, TIMES * len(order))
+    draws = [(i % len(order), derive_seed(seed, "look", i)) for i in range(count)]
+    return Batches(model, dataset, batch_size, draws)
+
+
+IN_LOOKS = 2048
+"""Images in looks where nothing is said: more looks keep more of domains that were not seen."""
+
+TIMES = 8
+"""How often each image comes at most, where nothing is said."""
+
+
+def folder_batches(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    batch_size: int = 32,
+    seed: int = 0,
+    img_size: int | None = None,
+) -> Batches:
+    """Return all images below a folder, in a random order; the labels mean nothing.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Decides image size, normalisation and device.
+    folder : path
+        Files that are no images are left out.
+    batch_size, seed, img_size
+        As of `batches`.
+
+    Raises
+    ------
+    DepgraphError
+        No folder, or no image in it.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise DepgraphError(f"no folder {root}; give one with images for the calibration")
+    paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    if not paths:
+        raise DepgraphError(f"{root} holds no image; give a folder with images")
+    samples = [Sample(path, 0) for path in paths]
+    return batches(model, samples, batch_size=batch_size, seed=seed, img_size=img_size)
 
 
 def _by_domain(samples: Samples, validation: bool) -> dict[str, Sequence[Sample]]:

@@ -42,8 +42,8 @@ class FinetuneSettings:
     distill_weight, distill_temperature : float
         With a teacher: share of the distillation loss, and its temperature.
     feature_weight : float
-        With a teacher: weight of the distance of the features that the classifiers read, relative
-        to the teacher's; beside the other losses, 0: none.
+        With a teacher: weight of the squared distance of all tokens before the head, relative to
+        the teacher's; beside the other losses, 0: none.
     algorithm : str
         How to learn from several domains, one of `ALGORITHMS`.
     algorithm_args : dict
@@ -57,6 +57,9 @@ class FinetuneSettings:
         Probability of the flip, strength of the jitter, probability of grey, of erasing.
     auto_augment : str or None
         A timm policy such as "rand-m7-mstd0.5-inc1" or "augmix-m3"; replaces the colour jitter.
+    looks : bool
+        Show each image in a random look (`domains.looks`) at each draw, after crop and jitter; a
+        teacher sees the same pixels.
     img_size : int or None
         None: the size the model was built for.
     may_keep_start : bool
@@ -101,6 +104,7 @@ class FinetuneSettings:
     grayscale: float = 0.1
     random_erasing: float = 0.0
     auto_augment: str | None = None
+    looks: bool = False
     img_size: int | None = None
     may_keep_start: bool = False
     seed: int = 0
@@ -195,9 +199,23 @@ def scale_lr(settings: FinetuneSettings, share: float) -> FinetuneSettings:
     return replace(settings, lr=min(settings.lr / share, max(GENTLE_MOST, settings.lr)))
 
 
+LOOKS = FinetuneSettings(
+    epochs=4,
+    lr=5e-5,
+    ema_decay=0.99,
+    may_keep_start=True,
+    looks=True,
+    feature_weight=0.5,
+)
+"""Training after a compensated cut that is to keep what generalises: looks, tokens and logits.
+
+Tokens, logits at temperature 2 (times its square) and labels weigh alike.
+"""
+
 RECIPES = {
     "gentle": Recipe(GENTLE, True, False, "4 epochs"),
     "distill": Recipe(GENTLE, True, True, "4 epochs, and 4 of forwards of the dense model"),
+    "looks": Recipe(LOOKS, False, True, "4 epochs, and 4 of forwards of the dense model"),
     "strong": Recipe(RECOVERY, False, False, "4 epochs"),
 }
 """By name; `run` takes "gentle" after a compensated cut and "strong" after any other."""

@@ -8,7 +8,7 @@ importance: the first n of every head are then the n best directions of that hea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ RIDGE = 1e-3
 def align_head_dims(
     model: nn.Module,
     graph: DependencyGraph,
-    batches: Sequence[Batch],
+    batches: Iterable[Batch],
     seed: int = 0,
 ) -> list[Attention]:
     """Turn the head dims of every attention of a model to principal directions, in place.
@@ -40,7 +40,7 @@ def align_head_dims(
         Computes the same as before, up to rounding.
     graph : DependencyGraph
         Of this model.
-    batches : sequence of (inputs, targets)
+    batches : iterable of (inputs, targets)
         What the directions are principal for.
     seed : int
         See `pruners.moments.watch_gradients`.

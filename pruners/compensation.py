@@ -1,8 +1,8 @@
 """Refits the layers that read what is left, so that they give what they gave before the cut.
 
-One pass over unlabelled samples: the dense and the pruned model run side by side, and each layer
-of the pruned one is refitted at the moment it is reached, on the inputs that the refitted layers
-before it make. No label is read, and nothing is trained.
+Over unlabelled samples the dense and the pruned model run side by side, batch by batch; of each
+layer only sums are kept, so that memory does not grow with the samples. No label is read, and
+nothing is trained.
 
 References
 ----------
@@ -13,31 +13,27 @@ for Accelerating Very Deep Neural Networks", ICCV 2017. Ling et al.: "SlimGPT", 
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Mapping, Sequence
-from queue import Queue
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from depgraph import DepgraphError, Plan
+from depgraph import Plan
 from pruners._calls import Call, Watch, readable, run
-from pruners._finite import check_seen
-from pruners._solving import solve_moments
+from pruners._fit import Fit
+from pruners._teacher import Teacher
 from pruners.gradient import evaluating
 from pruners.metrics import Batch
-from pruners.recalibration import Recalibration, WatchNorms, observe_norms
+from pruners.recalibration import Observed, Recalibration, WatchNorms
 
 DAMPING = 0.01
 """Share of the mean diagonal that holds the refitted weights near those they had."""
 
-ROUNDING = 1e-9
-"""Share of the mean square of the inputs below which their spread is taken for rounding."""
-
-ROWS = 1 << 13
-"""Places whose products are added up in float32, before they go to the sum in float64."""
+GROWTH = 1.25
+"""A layer is solved again when the number of its places has grown by this factor."""
 
 
 @torch.no_grad()
@@ -45,7 +41,7 @@ def compensate(
     dense: nn.Module,
     small: nn.Module,
     plan: Plan,
-    batches: Sequence[Batch],
+    batches: Iterable[Batch],
     damping: float = DAMPING,
 ) -> list[str]:
     """Refit, in place, every linear layer and convolution that lost inputs, and batch norms.
@@ -57,8 +53,8 @@ def compensate(
     small : nn.Module
         What came of it.
     plan : Plan
-    batches : sequence of (inputs, targets)
-        The targets are not read.
+    batches : iterable of (inputs, targets)
+        Gone through a batch at a time, twice where there are batch norms. The targets are not read.
     damping : float
         ``min_D sum_t |y_t - (W + D) x_t|^2 + damping * mean(x^2) * samples * |D|^2``. Directions
         that the samples say nothing of keep their weights.
@@ -70,9 +66,17 @@ def compensate(
 
     Notes
     -----
-    Biases are part of the least squares, where they are parameters. Running statistics of batch
-    norms follow what reaches them (`pruners.recalibration`); other norms have none. A layer that is
-    applied several times in one forward is left as it is, and so are grouped convolutions: their
+    One pass, in which both models run side by side. Each layer is refitted when it is reached, to
+    the sums over all samples so far, and the layers after it see what it then gives: what it
+    cannot make good they can. It is solved anew only when its sums have grown by a part, so that
+    this takes little beside the forwards. Of a single batch it is the least squares of each layer
+    after those before it, exactly; of many, the first samples were seen through layers that were
+    fitted to fewer.
+
+    Sums take ``O(in (in + out))`` numbers in float64 for each layer. Biases are part of the least
+    squares, where they are parameters. Running statistics of batch norms follow what reaches them
+    (`pruners.recalibration`), for which there is a second pass; other norms have none. A layer that
+    is applied several times in one forward is left as it is, and so are grouped convolutions: their
     columns have no sum of their own to be fitted to.
     """
     losing = {
@@ -80,26 +84,17 @@ def compensate(
         for name, dims in plan.kept.items()
         if 1 in dims and _loses(plan, name) and name in dict(small.named_parameters())
     }
-    inputs = _joined(batches)
-    applied = vars(small).get("depgraph_plans", [plan])[-1]
-    refit = _Refit(plan, damping, _row_factors(applied))
     with evaluating(dense), evaluating(small):
-        norms = Recalibration(plan, observe_norms(dense, lambda: run(dense, inputs)))
-        once = _called_once(dense, losing, batches[0][0])
-        wanted = Queue(maxsize=1)  # type: ignore[var-annotated]
-        teacher = _Teacher(dense, once, inputs, wanted)
-        teacher.start()
-        try:
-            with (
-                WatchNorms(small, norms),
-                Watch(
-                    small, once, lambda call, output: refit(call, output, teacher.next(call.weight))
-                ),
-            ):
-                run(small, inputs)
-        finally:
-            teacher.stop()
-    return refit.done
+        once, norms = _called_once(dense, losing, next(iter(batches))[0])
+        refit = _Refit(dense, small, plan, once, damping)
+        original: dict[str, tuple[Tensor, Tensor]] = {}
+        refit.go_through(batches, Recalibration(plan, norms, original))
+        for layer in refit.layers.values():
+            layer.solve(damping)
+        if norms:
+            refit.once = set()
+            refit.go_through(batches, Recalibration(plan, norms, original))
+    return list(refit.layers)
 
 
 def _loses(plan: Plan, name: str) -> bool:
@@ -112,23 +107,23 @@ def _mentions(spec: Any, names: set[str]) -> bool:
     return spec in names
 
 
-def _joined(batches: Sequence[Batch]) -> tuple[Tensor, ...]:
-    """All inputs as one batch: a layer has to be refitted before the next one is reached."""
-    each = [tuple(x) if isinstance(x, (tuple, list)) else (x,) for x, _ in batches]
-    return tuple(torch.cat(parts) for parts in zip(*each, strict=True))
-
-
-def _called_once(model: nn.Module, weights: set[str], inputs: Any) -> set[str]:
-    counts = dict.fromkeys(weights, 0)
+def _called_once(model: nn.Module, weights: set[str], inputs: Any) -> tuple[set[str], set[str]]:
+    """Layers that can be refitted, and batch norms, by weight and by buffer of means."""
+    layers: Counter[str] = Counter()
+    norms: Counter[str] = Counter()
 
     def count(call: Call, output: Tensor) -> Tensor:
-        counts[call.weight] += 1 if readable(call) else 2
+        layers[call.weight] += 1 if readable(call) else 2
         return output
 
+    def count_norm(name: str, seen: Observed, mean: Tensor, variance: Tensor) -> None:
+        norms[name] += 1
+
     first = tuple(x[:1] for x in (inputs if isinstance(inputs, (tuple, list)) else (inputs,)))
-    with Watch(model, weights, count):
+    with WatchNorms(model, count_norm), Watch(model, weights, count):
         run(model, first)
-    return {name for name, times in counts.items() if times == 1}
+    once = [{name for name, times in found.items() if times == 1} for found in (layers, norms)]
+    return once[0], once[1]
 
 
 def _row_factors(plan: Plan) -> dict[str, Tensor]:
@@ -142,130 +137,75 @@ def _row_factors(plan: Plan) -> dict[str, Tensor]:
 
 
 class _Refit:
-    def __init__(self, plan: Plan, damping: float, factors: Mapping[str, Tensor]) -> None:
-        self.plan = plan
-        self.factors = factors
-        self.damping = damping
-        self.done: list[str] = []
-
-    def __call__(self, call: Call, output: Tensor, wanted: Tensor) -> Tensor:
-        rows = self.plan.kept[call.weight].get(0)
-        y = call.flat(wanted).flatten(0, 1)
-        if call.weight in self.factors:
-            y = y * self.factors[call.weight].to(y)
-        y = y if rows is None else y[:, rows.to(y.device)]
-        x = call.rows.flatten(0, 1)
-        bias = call.bias if isinstance(call.bias, nn.Parameter) else None
-        given = 0 if call.bias is None or bias is not None else call.bias
-        weight, offset = least_squares(
-            x, y - given, call.parameter.flatten(1), bias, self.damping, call.weight
-        )
-        call.parameter.copy_(weight.reshape(call.parameter.shape))
-        if bias is not None and offset is not None:
-            bias.copy_(offset)
-        self.done.append(call.weight)
-        if call.convolution is None:
-            return F.linear(call.inputs, call.parameter, call.bias)
-        flat = call.rows @ call.parameter.flatten(1).T + (0 if call.bias is None else call.bias)
-        return flat.transpose(1, 2).reshape(output.shape)
-
-
-def least_squares(
-    x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, damping: float, name: str = "weight"
-) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias nearest to the given ones with ``x weight^T + bias`` nearest to y.
-
-    Parameters
-    ----------
-    x, y : Tensor (places, in), (places, out)
-    weight : Tensor (out, in)
-    bias : Tensor (out,) or None
-        None: the layer has none, and gets none.
-    damping : float
-        See `compensate`.
-    name : str
-        Of the weight, for the error.
-
-    Returns
-    -------
-    weight : Tensor
-    bias : Tensor or None
-
-    Raises
-    ------
-    DepgraphError
-        When x or y is not finite, or its squares are not.
-    """
-    exact = torch.promote_types(weight.dtype, torch.float32)
-    x, y, weight = x.to(exact), y.to(exact), weight.to(exact)
-    mean_x = x.mean(0) if bias is not None else x.new_zeros(x.shape[1])
-    mean_y = y.mean(0) if bias is not None else y.new_zeros(y.shape[1])
-    moment = x.new_zeros(x.shape[1], x.shape[1], dtype=torch.float64)
-    cross = x.new_zeros(x.shape[1], y.shape[1], dtype=torch.float64)
-    for rows, wanted in zip(x.split(ROWS), y.split(ROWS), strict=True):
-        rows, wanted = (
-            rows - mean_x,
-            wanted - mean_y,
-        )  # not afterwards: it would leave rounding only
-        moment += rows.T @ rows
-        cross += rows.T @ (wanted - rows @ weight.T)
-    check_seen(name, moment, cross)
-    spread = moment.diagonal().mean()
-    size = spread + len(x) * mean_x.double().square().mean()
-    change = solve_moments(moment, cross, damping * spread + (ROUNDING * size).clamp_min(1e-30))
-    weight = weight + change.T.to(exact)
-    return weight, None if bias is None else mean_y - weight @ mean_x
-
-
-class _Teacher:
-    """Runs the dense model in a thread of its own and hands over one layer's output at a time."""
+    """The layers of the pruned model, refitted to what those of the dense one give."""
 
     def __init__(
-        self, model: nn.Module, weights: set[str], inputs: tuple[Tensor, ...], queue: Queue[Any]
+        self, dense: nn.Module, small: nn.Module, plan: Plan, once: set[str], damping: float
     ) -> None:
-        self.queue = queue
-        self.stopped = threading.Event()
-        self.thread = threading.Thread(target=self._run, args=(model, weights, inputs), daemon=True)
+        self.small, self.plan, self.once, self.damping = small, plan, once, damping
+        self.teacher = Teacher(dense, once)
+        self.factors: Mapping[str, Tensor] = _row_factors(
+            vars(small).get("depgraph_plans", [plan])[-1]
+        )
+        self.layers: dict[str, _Layer] = {}
 
-    def start(self) -> None:
-        self.thread.start()
+    def go_through(self, batches: Iterable[Batch], norms: Recalibration) -> None:
+        """One pass over the samples, a batch at a time."""
 
-    def next(self, weight: str) -> Tensor:
-        """The output of a layer of the dense model, which calls its layers in the same order."""
-        while True:
-            name, value = self.queue.get()
-            if isinstance(value, Exception):
-                raise value
-            if name == weight:
-                return value
-
-    def stop(self) -> None:
-        """End the thread, in the middle of its forward if need be."""
-        self.stopped.set()
-        while self.thread.is_alive():
-            if not self.queue.empty():
-                self.queue.get()
-            self.thread.join(timeout=0.01)
-
-    def _run(self, model: nn.Module, weights: set[str], inputs: tuple[Tensor, ...]) -> None:
         def after(call: Call, output: Tensor) -> Tensor:
-            if self.stopped.is_set():
-                raise _Stopped
-            self.queue.put((call.weight, output))
-            return output
+            layer = self._layer(call)
+            layer.fit.add(call.rows.flatten(0, 1), self._wanted(call).flatten(0, 1))
+            if layer.fit.count < GROWTH * layer.solved_at:
+                return output
+            layer.solve(self.damping)
+            if call.convolution is None:
+                return F.linear(call.inputs, call.parameter, call.bias)
+            flat = call.rows @ call.parameter.flatten(1).T + (0 if call.bias is None else call.bias)
+            return flat.mT.reshape(output.shape)
 
-        try:
-            with torch.no_grad(), Watch(model, weights, after):
-                run(model, inputs)
-        except _Stopped:
-            return
-        except Exception as error:  # noqa: BLE001  (raised again where it is waited for)
-            self.queue.put(("", error))
-        else:
-            self.queue.put(
-                ("", DepgraphError("the pruned model calls its layers in another order"))
-            )
+        def before(name: str, seen: Observed, mean: Tensor, variance: Tensor) -> None:
+            if name in norms.names:
+                norms(name, seen, self.teacher.next(name), mean, variance)
+
+        for inputs, _ in batches:
+            with (
+                self.teacher.running(inputs),
+                WatchNorms(self.small, before),
+                Watch(self.small, self.once, after),
+            ):
+                run(self.small, inputs)
+
+    def _wanted(self, call: Call) -> Tensor:
+        """What the dense model's layer gives in the rows that stay: (samples, places, out)."""
+        wanted = call.flat(self.teacher.next(call.weight))
+        if call.weight in self.factors:
+            wanted = wanted * self.factors[call.weight].to(wanted)
+        rows = self.plan.kept[call.weight].get(0)
+        wanted = wanted if rows is None else wanted[..., rows.to(wanted.device)]
+        if call.bias is None or isinstance(call.bias, nn.Parameter):
+            return wanted
+        return wanted - call.bias
+
+    def _layer(self, call: Call) -> _Layer:
+        if call.weight not in self.layers:
+            bias = call.bias if isinstance(call.bias, nn.Parameter) else None
+            self.layers[call.weight] = _Layer(call.weight, call.parameter, bias)
+        return self.layers[call.weight]
 
 
-class _Stopped(DepgraphError):
-    """The pruned model needs no more."""
+class _Layer:
+    """A layer with its sums, and what it was before any refit."""
+
+    def __init__(self, name: str, weight: Tensor, bias: Tensor | None) -> None:
+        self.name, self.weight, self.bias = name, weight, bias
+        self.before = weight.flatten(1).clone(), None if bias is None else bias.clone()
+        self.fit = Fit(name)
+        self.solved_at = 0
+
+    def solve(self, damping: float) -> None:
+        """Make it what is best for the places so far."""
+        weight, bias = self.fit.solve(*self.before, damping)
+        self.weight.copy_(weight.reshape(self.weight.shape))
+        if self.bias is not None and bias is not None:
+            self.bias.copy_(bias)
+        self.solved_at = self.fit.count

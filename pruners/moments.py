@@ -13,7 +13,7 @@ Martens, Grosse: "Optimizing Neural Networks with Kronecker-factored Approximate
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -52,7 +52,7 @@ class Moments:
 
 
 def layer_moments(
-    model: nn.Module, weights: Iterable[str], batches: Sequence[Batch], seed: int = 0
+    model: nn.Module, weights: Iterable[str], batches: Iterable[Batch], seed: int = 0
 ) -> dict[str, Moments]:
     """Moments of linear layers and convolutions, by the name of the weight.
 
@@ -62,7 +62,7 @@ def layer_moments(
         Stays as it is.
     weights : iterable of str
         Those the model never calls as a layer are left out of the result.
-    batches : sequence of (inputs, targets)
+    batches : iterable of (inputs, targets)
     seed : int
         Of the labels, see `watch_gradients`.
 
@@ -105,7 +105,7 @@ def weighted_moment(rows: Tensor, weights: Tensor | None = None) -> Tensor:
 
 
 def watch_gradients(
-    model: nn.Module, weights: set[str], batches: Sequence[Batch], tap: Tap, seed: int = 0
+    model: nn.Module, weights: set[str], batches: Iterable[Batch], tap: Tap, seed: int = 0
 ) -> int:
     """Run the model forward and backward, and look at each layer with its gradient.
 
@@ -114,7 +114,7 @@ def watch_gradients(
     model : nn.Module
         In evaluation mode meanwhile; no ``.grad`` is touched.
     weights : set of str
-    batches : sequence of (inputs, targets)
+    batches : iterable of (inputs, targets)
         The targets are not read: labels are drawn from what the model predicts, for which the
         squared gradient is the Gauss-Newton matrix in expectation, however well it is trained.
     tap : callable

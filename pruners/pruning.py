@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,6 +26,9 @@ from pruners.metrics import Batch, Metric, make_metric
 from pruners.own import own_choices
 from pruners.scoring import scored_on, shared_samples
 from pruners.standard import standard_allocator
+
+DIRECTION_SAMPLES = 512
+"""Samples that principal directions are taken of, at most: each needs a backward pass."""
 
 _log = logging.getLogger(__name__)
 
@@ -48,6 +51,7 @@ def prune(
     num_samples: int | None = None,
     compensate: bool | None = None,
     num_calibration: int | None = None,
+    calibration: Iterable[Batch] | None = None,
     per_head: bool = False,
     standard: bool = False,
     seed: int = 0,
@@ -74,7 +78,8 @@ def prune(
         ``"mean"`` unless they are made to be compared as they are (``"lamp"``: ``"none"``,
         ``"flap"``: ``"spread"``).
     batches : iterable of (inputs, targets), optional
-        For metrics that need data, and for the compensation.
+        For metrics that need data, and for the compensation, which goes through them several times
+        (a stream is kept in memory), a batch at a time.
     num_samples : int, optional
         Samples to score with, 64 by default (256 for ``"obs"``).
     compensate : bool, optional
@@ -83,6 +88,8 @@ def prune(
         Without it the result computes exactly what the model computes with the units switched off.
     num_calibration : int, optional
         Samples to compensate with; 256 by default, or as many as there are.
+    calibration : iterable of (inputs, targets), optional
+        What to compensate with in place of `batches`; the targets are not read.
     per_head : bool
         Let each head keep head dims of its own, as many as the others (`pruners.own`). Principal
         directions are each head's own already: only without compensation.
@@ -136,6 +143,7 @@ def prune(
         num_samples=num_samples,
         compensate=compensate,
         num_calibration=num_calibration,
+        calibration=calibration,
         per_head=per_head,
         standard=standard,
         seed=seed,
@@ -143,7 +151,7 @@ def prune(
         latency=latency,
     )
     small = cut.plan.apply(cut.model)
-    if cut.calibration:
+    if cut.calibration is not None:
         refit(cut.model, small, cut.plan, cut.calibration)
     if standard:
         make_standard(small)
@@ -161,14 +169,14 @@ class PlannedCut:
         with its head dims turned to principal directions.
     graph : DependencyGraph
     plan : Plan
-    calibration : list of (inputs, targets)
-        What to compensate with; empty: no compensation.
+    calibration : iterable of (inputs, targets), optional
+        What to compensate with; None: no compensation.
     """
 
     model: nn.Module
     graph: DependencyGraph
     plan: Plan
-    calibration: list[Batch]
+    calibration: Iterable[Batch] | None
 
 
 def plan_cut(
@@ -181,6 +189,7 @@ def plan_cut(
     num_samples: int | None = None,
     compensate: bool | None = None,
     num_calibration: int | None = None,
+    calibration: Iterable[Batch] | None = None,
     per_head: bool = False,
     standard: bool = False,
     seed: int = 0,
@@ -194,7 +203,7 @@ def plan_cut(
     ----------
     model, example_inputs, metric, ratio, batches, num_samples, compensate, num_calibration
         As in `prune`.
-    per_head, standard, seed, loss, latency
+    calibration, per_head, standard, seed, loss, latency
         As in `prune`.
     **choices
         The other arguments of `prune`.
@@ -209,8 +218,9 @@ def plan_cut(
         As `prune`.
     """
     scorer = make_metric(metric, seed=seed)
-    compensate = batches is not None if compensate is None else compensate
-    if compensate and batches is None:
+    given = batches is not None or calibration is not None
+    compensate = given if compensate is None else compensate
+    if compensate and not given:
         raise DepgraphError("compensation needs data; pass batches, or compensate=False")
     if compensate and per_head:
         raise DepgraphError(
@@ -229,21 +239,25 @@ def plan_cut(
     choose = (standard_allocator if standard else allocator)(graph, **choices)  # refuses first
     if loss is not None and hasattr(scorer, "loss"):
         scorer.loss = loss
-    calibration: list[Batch] = []
-    if compensate and batches is not None:
-        batches, calibration = shared_samples(model, scorer, batches, num_samples, num_calibration)
+    taken: Iterable[Batch] | None = None
+    if compensate:
+        batches, taken = shared_samples(
+            model, scorer, batches, calibration, num_samples, num_calibration
+        )
         model = copy.deepcopy(model)
-        align_head_dims(model, graph, calibration, seed)
-    taken = scored_on(model, scorer, batches, num_samples)
-    kept = choose(scorer.score(model, graph, taken))
+        wanted = min(taken.wanted, DIRECTION_SAMPLES)
+        few = replace(taken, wanted=wanted, exact=taken.exact and taken.wanted == wanted)
+        align_head_dims(model, graph, few, seed)
+    looked_at = scored_on(model, scorer, batches, num_samples)
+    kept = choose(scorer.score(model, graph, looked_at))
     if per_head:
-        kept = own_choices(model, graph, scorer, taken, kept)
+        kept = own_choices(model, graph, scorer, looked_at, kept)
     plan = graph.plan(kept)
     if _log.isEnabledFor(logging.INFO):
         params, macs = plan.num_params / graph.num_params, plan.macs / graph.macs
         said = scorer.name, 100 * params, 100 * macs
         _log.info("cut by %s: %.1f%% of the parameters stay, %.1f%% of the MACs", *said)
-    return PlannedCut(model, graph, plan, calibration)
+    return PlannedCut(model, graph, plan, taken)
 
 
 def _of_standard(

@@ -27,19 +27,27 @@ _STATISTICS_AT = {
 
 @dataclass
 class Observed:
-    """What reached one batch norm on the calibration samples.
+    """What reached a batch norm.
 
     Attributes
     ----------
     mean, variance : Tensor (channels,)
         In float64.
-    times : int
-        How often the norm was applied.
+    count : int
+        Values of each channel.
     """
 
     mean: Tensor
     variance: Tensor
-    times: int = 1
+    count: int
+
+    def with_more(self, other: Observed) -> Observed:
+        """Both together."""
+        count = self.count + other.count
+        share = other.count / count
+        apart = (other.mean - self.mean).square() * share * (1 - share)
+        variance = self.variance.lerp(other.variance, share) + apart
+        return Observed(self.mean.lerp(other.mean, share), variance, count)
 
 
 class WatchNorms(TorchFunctionMode):
@@ -80,36 +88,7 @@ class WatchNorms(TorchFunctionMode):
 
 def _observe(x: Tensor) -> Observed:
     values = x.transpose(0, 1).flatten(1).double()
-    return Observed(values.mean(1), values.var(1, correction=0))
-
-
-def observe_norms(model: nn.Module, forward: Callable[[], Any]) -> dict[str, Observed]:
-    """What reaches each batch norm of a model in a forward.
-
-    Parameters
-    ----------
-    model : nn.Module
-        In evaluation mode; stays as it is.
-    forward : callable
-        Runs it.
-
-    Returns
-    -------
-    dict of str to Observed
-        By the name of the buffer of means; empty for a model without batch norms.
-    """
-    found: dict[str, Observed] = {}
-
-    def before(name: str, seen: Observed, mean: Tensor, variance: Tensor) -> None:
-        if name in found:
-            found[name].times += 1
-        else:
-            found[name] = seen
-
-    if any(name.endswith("running_mean") for name, _ in model.named_buffers()):
-        with torch.no_grad(), WatchNorms(model, before):
-            forward()
-    return found
+    return Observed(values.mean(1), values.var(1, correction=0), values.shape[1])
 
 
 class Recalibration:
@@ -117,29 +96,49 @@ class Recalibration:
 
     The means by the difference of the observed ones, the variances by their ratio: on the samples
     at hand alone, statistics of many more samples would be thrown away, and a norm that the cut
-    does not reach would change too. A norm that is applied several times is left as it is.
+    does not reach would change too. After each batch they are those of all batches so far, so that
+    the norms behind see what they will see.
 
     Parameters
     ----------
     plan : Plan
-    dense : dict of str to Observed
-        Of the model that the plan was applied to, on the same samples.
+    names : set of str
+        Buffers of means whose norms are heeded: those that are applied once in a forward.
+    original : dict of str to (mean, variance)
+        What the statistics were before any recalibration; what is lacking is added.
     """
 
-    def __init__(self, plan: Plan, dense: dict[str, Observed]) -> None:
+    def __init__(
+        self, plan: Plan, names: set[str], original: dict[str, tuple[Tensor, Tensor]]
+    ) -> None:
         self.kept = plan.kept_buffers
-        self.dense = {name: seen for name, seen in dense.items() if seen.times == 1}
-        self.done: list[str] = []
+        self.names = names
+        self.original = original
+        self.seen: dict[str, tuple[Observed, Observed]] = {}
 
-    def __call__(self, name: str, seen: Observed, mean: Tensor, variance: Tensor) -> None:
-        """Change the statistics of a norm of the pruned model, just before it is applied."""
-        if name not in self.dense:
-            return
-        was = self.dense[name]
+    def __call__(
+        self, name: str, seen: Observed, was: Observed, mean: Tensor, variance: Tensor
+    ) -> None:
+        """Change the statistics of a norm of the pruned model, just before it is applied.
+
+        Parameters
+        ----------
+        name : str
+            Of its buffer of means.
+        seen, was : Observed
+            What reaches it in this batch, and what reaches that of the dense model.
+        mean, variance : Tensor (channels,)
+            The buffers.
+        """
         kept = self.kept.get(name, {}).get(0)
         index: Any = slice(None) if kept is None else kept.to(mean.device)
-        mean += (seen.mean - was.mean[index]).to(mean)
+        was = Observed(was.mean[index], was.variance[index], was.count)
+        if name in self.seen:
+            now, then = self.seen[name]
+            seen, was = now.with_more(seen), then.with_more(was)
+        self.seen[name] = seen, was
+        before = self.original.setdefault(name, (mean.clone(), variance.clone()))
         # without spread on these samples (a single one, say) the ratio is that of rounding
-        least = EVENNESS * variance.double() + 1e-30
-        variance *= ((seen.variance + least) / (was.variance[index] + least)).to(variance)
-        self.done.append(name)
+        least = EVENNESS * before[1].double() + 1e-30
+        mean.copy_(before[0] + (seen.mean - was.mean))
+        variance.copy_(before[1] * ((seen.variance + least) / (was.variance + least)))

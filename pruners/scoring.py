@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,23 +23,79 @@ CALIBRATION_SAMPLES = 256
 def shared_samples(
     model: nn.Module,
     scorer: Metric,
-    batches: Iterable[Batch],
+    batches: Iterable[Batch] | None,
+    calibration: Iterable[Batch] | None,
     num_samples: int | None,
     num_calibration: int | None,
-) -> tuple[list[Batch], list[Batch]]:
-    """What the metric and what the compensation look at, from batches that are read once."""
+) -> tuple[Iterable[Batch] | None, Taken]:
+    """What the metric and what the compensation look at: the same, unless there are two.
+
+    A stream of batches is read once, and kept in memory; what can be gone through again, as a list
+    or a loader, is gone through again for the compensation, a batch at a time.
+    """
     device = _device(model)
     scoring = (num_samples or samples_wanted(scorer)) if scorer.needs_data else 0
-    calibrating = CALIBRATION_SAMPLES if num_calibration is None else num_calibration
-    if calibrating < 1:
+    wanted = CALIBRATION_SAMPLES if num_calibration is None else num_calibration
+    if wanted < 1:
         raise DepgraphError(f"num_calibration is {num_calibration}; it must be at least 1")
-    taken = take_samples(batches, max(scoring, calibrating), device, exact=False)
-    count = sum(len(targets) for _, targets in taken)
-    if num_calibration is not None and count < num_calibration:
-        raise DepgraphError(
-            f"the batches hold {count} samples, fewer than num_calibration={num_calibration}"
-        )
-    return taken, take_samples(taken, calibrating, device, exact=False)
+    source = batches if calibration is None else calibration
+    assert source is not None
+    if isinstance(source, Iterator):
+        most = max(scoring, wanted) if calibration is None else wanted
+        source = take_samples(source, most, device, exact=False)
+        batches = source if calibration is None else batches
+    exact = num_calibration is not None
+    return batches, Taken(source, wanted, device, exact, "num_calibration")
+
+
+@dataclass(frozen=True)
+class Taken:
+    """The first samples of batches, to be gone through many times; never all in memory.
+
+    Attributes
+    ----------
+    batches : iterable of (inputs, targets)
+    wanted : int
+        Samples.
+    device : torch.device
+    exact : bool
+        Whether there have to be as many; else fewer will do.
+    what : str
+        What the number is called, for the error.
+    """
+
+    batches: Iterable[Batch]
+    wanted: int
+    device: torch.device
+    exact: bool
+    what: str = "num_samples"
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield batches on the device.
+
+        Raises
+        ------
+        DepgraphError
+            When a batch has another form or numbers that are not finite, or there are too few
+            samples.
+        """
+        count = 0
+        for number, batch in enumerate(self.batches):
+            inputs, targets = _checked(batch)
+            size = min(len(targets), self.wanted - count)
+            args = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+            moved = tuple(x[:size].to(self.device) for x in args)
+            check_batch(moved, targets[:size], number)
+            yield (moved if len(moved) > 1 else moved[0]), targets[:size].to(self.device)
+            count += size
+            if count == self.wanted:
+                return
+        if count == 0:
+            raise DepgraphError("the batches hold no sample; pass at least one (inputs, targets)")
+        if self.exact:
+            raise DepgraphError(
+                f"the batches hold {count} samples, fewer than {self.what}={self.wanted}"
+            )
 
 
 def samples_wanted(scorer: Metric) -> int:
@@ -103,47 +160,16 @@ def scored_on(
 
 
 def take_samples(
-    batches: Iterable[Batch], wanted: int, device: torch.device, exact: bool
+    batches: Iterable[Batch],
+    wanted: int,
+    device: torch.device,
+    exact: bool,
+    what: str = "num_samples",
 ) -> list[Batch]:
-    """The first batches that together hold a number of samples, on a device.
-
-    Parameters
-    ----------
-    batches : iterable of (inputs, targets)
-    wanted : int
-        Samples to take.
-    device : torch.device
-    exact : bool
-        Whether there have to be as many; otherwise fewer will do.
-
-    Returns
-    -------
-    list of (inputs, targets)
-
-    Raises
-    ------
-    DepgraphError
-        When a batch has another form or numbers that are not finite, or there are too few samples.
-    """
+    """The first batches that together hold a number of samples, in memory; see `Taken`."""
     if wanted < 1:
-        raise DepgraphError(f"num_samples is {wanted}; it must be at least 1")
-    taken: list[Batch] = []
-    count = 0
-    for batch in batches:
-        inputs, targets = _checked(batch)
-        size = min(len(targets), wanted - count)
-        args = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
-        moved = tuple(x[:size].to(device) for x in args)
-        check_batch(moved, targets[:size], len(taken))
-        taken.append((moved if len(moved) > 1 else moved[0], targets[:size].to(device)))
-        count += size
-        if count == wanted:
-            return taken
-    if count == 0:
-        raise DepgraphError("the batches hold no sample; pass at least one (inputs, targets)")
-    if exact:
-        raise DepgraphError(f"the batches hold {count} samples, fewer than num_samples={wanted}")
-    return taken
+        raise DepgraphError(f"{what} is {wanted}; it must be at least 1")
+    return list(Taken(batches, wanted, device, exact, what))
 
 
 def _checked(batch: Any) -> Batch:

@@ -67,6 +67,8 @@ def finetune(
     lr: float | None,
     algorithm: str | None,
     algorithm_args: dict[str, Any],
+    looks: bool | None,
+    feature_weight: float | None,
     recipe: str | None,
     teacher: Path | None,
     out: Path | None,
@@ -82,6 +84,8 @@ def finetune(
     said = algorithm_said(algorithm, algorithm_args)
     if recipe is not None and domains.RECIPES[recipe].distill and teacher is None:
         raise click.UsageError(f"--recipe {recipe} learns from a dense model; give it as --teacher")
+    if feature_weight and teacher is None:
+        raise click.UsageError("--feature-weight compares with a dense model; give it as --teacher")
     out = out or saved_in(directory) or directory
     check_apart(out, data)
     check_model_place(out, force)
@@ -99,6 +103,8 @@ def finetune(
         seed=seed,
         device=device,
         amp=amp,
+        looks=looks,
+        feature_weight=feature_weight,
         **said,
     )
     with tracked(track, out, "recovery", {"model": str(directory), "target": target}) as on_epoch:

@@ -13,6 +13,7 @@ import domains
 import pruners
 from cli.across import across_domains as across
 from cli.across import check_across
+from cli.calibration import CALIBRATION, calibrated_with, is_folder, reads_labels
 from cli.latency import predicted
 from cli.made import check_model_place, force_option
 from cli.models import check_classes, example_inputs, load_model
@@ -80,6 +81,7 @@ def prune(
     num_samples: int | None,
     across_domains: str | None,
     compensate: bool | None,
+    calibration: str | None,
     num_calibration: int | None,
     per_head: bool,
     checkpoint: Path | None,
@@ -139,10 +141,13 @@ def prune(
         raise click.UsageError("--target is a domain of --data; give both")
     metric, chosen_kinds = metric_and_kinds(metric, kinds)
     scorer = pruners.make_metric(metric, seed=seed)
-    if scorer.needs_data and data is None:
+    unlabelled = is_folder(calibration)
+    if scorer.needs_data and data is None and (not unlabelled or reads_labels(metric)):
         raise DepgraphError(f"metric '{metric}' looks at images; say where with --data")
-    if compensate and data is None:
-        raise DepgraphError("--compensate looks at images; say where with --data")
+    if compensate and data is None and not unlabelled:
+        raise DepgraphError(
+            "--compensate looks at images; say where with --data, or --calibration FOLDER"
+        )
     found = None
     if data is not None:
         check_apart(out, data)
@@ -167,7 +172,8 @@ def prune(
     samples: Any = found
     if found is not None and target is not None:
         samples = domains.leave_one_out(found, target, seed=seed, split_by=split_by)  # type: ignore[arg-type]
-    batches = None if samples is None else domains.batches(model, samples, batch_size=16, seed=seed)
+    numbers = {"num_samples": num_samples, "num_calibration": num_calibration}
+    images = calibrated_with(calibration, metric, model, samples, seed=seed, **numbers)
     scorer = with_precision(scorer, device, amp)
     if samples is not None:
         scorer = across(scorer, across_domains, model, samples, num_samples=num_samples, seed=seed)
@@ -178,14 +184,13 @@ def prune(
         **choices,
         latency=latency,
         kinds=chosen_kinds,
-        num_samples=num_samples,
+        **images,
         compensate=compensate,
-        num_calibration=num_calibration,
         per_head=per_head,
-        batches=batches,
         seed=seed,
     )
     save_model(small.cpu(), out)
+    compensated = (samples is not None or unlabelled) and compensate is not False
     graph = depgraph.trace(model, example_inputs(model, img_size))
     dense = {"params": graph.num_params, "macs": graph.macs}
     said = {
@@ -197,7 +202,8 @@ def prune(
         **predicted(graph, plan, share, latency),
         "scope": scope,
         "across_domains": across_domains,
-        "compensated": batches is not None and compensate is not False,
+        "compensated": compensated,
+        "calibration": (calibration or CALIBRATION) if compensated else None,
         "seed": seed,
     }
     report(out, said, plan, dense, as_json)
@@ -206,7 +212,7 @@ def prune(
 _OF_IMAGES = frozenset(
     (
         *("pretrained", "weights", "data", "target", "split_by", "device", "amp"),
-        *("num_samples", "across_domains", "compensate", "num_calibration"),
+        *("num_samples", "across_domains", "compensate", "calibration", "num_calibration"),
         "per_head",
     )
 )

@@ -12,6 +12,7 @@ from torch import nn
 
 import domains
 from cli.across import check_across
+from cli.calibration import CALIBRATION
 from cli.html import report_page
 from cli.made import force_option
 from cli.models import check_classes
@@ -155,6 +156,7 @@ def make_job(
     num_samples: int | None,
     across_domains: str | None,
     compensate: bool | None,
+    calibration: str | None,
     num_calibration: int | None,
     per_head: bool,
     epochs: int | None,
@@ -162,6 +164,8 @@ def make_job(
     lr: float | None,
     algorithm: str | None,
     algorithm_args: dict[str, Any],
+    looks: bool | None,
+    feature_weight: float | None,
     dense_epochs: int | None,
     dense_lr: float | None,
     dense: Path | None,
@@ -189,7 +193,7 @@ def make_job(
         As `run` takes them, less the places of data and results.
     """
     said: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "device": device, "amp": amp}
-    said |= algorithm_said(algorithm, algorithm_args)
+    said |= {**algorithm_said(algorithm, algorithm_args), "looks": looks}
     if steps is not None and schedule != "iterative":
         raise click.UsageError("--steps needs --schedule iterative")
     if step_epochs is not None and schedule == "one-shot":
@@ -200,6 +204,12 @@ def make_job(
         raise click.UsageError("--per-head needs --no-compensate")
     share = budget(ratio, target_macs, target_params, target_latency)
     chosen_metric, chosen_kinds = metric_and_kinds(metric, kinds)
+    by_name = recipe or domains.default_recipe(compensated=compensate is not False)
+    own = start.recovery if recipe is None else None
+    if distill is None:
+        distill = own is None and domains.RECIPES[by_name].distill
+    if feature_weight and not distill:
+        raise click.UsageError("--feature-weight needs --distill, or a recipe that distils")
     split = domains.leave_one_out(found, target, seed=seed, split_by=split_by)  # type: ignore[arg-type]
     check_across(across_domains, chosen_metric, split.sources)
 
@@ -219,9 +229,8 @@ def make_job(
         check_classes(model, len(found.classes), found.root)
         return model
 
-    by_name = recipe or domains.default_recipe(compensated=compensate is not False)
-    own = start.recovery if recipe is None else None
     after = own or start.recovery_for(by_name)
+    later = {**said, "feature_weight": feature_weight}
     settings = RunSettings(
         model=model_name,
         share=share,
@@ -242,7 +251,7 @@ def make_job(
         dense=None
         if dense is not None or dense_epochs == 0
         else adapted(start.dense, epochs=dense_epochs, lr=dense_lr, **said),
-        recovery=None if epochs == 0 else adapted(after, epochs=epochs, lr=lr, **said),
+        recovery=None if epochs == 0 else adapted(after, epochs=epochs, lr=lr, **later),
         origin={
             "pretrained": pretrained,
             "weights": None if weights is None else str(weights),
@@ -258,9 +267,9 @@ def make_job(
             (steps or STEPS) if schedule == "iterative" else 1,
             None
             if schedule == "one-shot"
-            else adapted(after, epochs=step_epochs or STEP_EPOCHS, lr=lr, **said),
+            else adapted(after, epochs=step_epochs or STEP_EPOCHS, lr=lr, **later),
         ),
-        distill=(own is None and domains.RECIPES[by_name].distill) if distill is None else distill,
+        distill=distill,
         lr_by_share=own is None and domains.RECIPES[by_name].by_share and lr is None,
         timing=timing.TimingSettings(
             batch_size=bench_batch_size,
@@ -268,6 +277,7 @@ def make_job(
             amp=half(amp, device),
             seconds=bench_seconds,
         ),
+        calibration=calibration or CALIBRATION,
         across_domains=across_domains,
         device=device,
         amp=amp,

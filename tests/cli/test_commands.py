@@ -244,3 +244,42 @@ def test_a_checkpoint_in_timms_form_says_which_model_it_is_of(
     result = invoke("prune", "--checkpoint", tmp_path, "--out", tmp_path / "small")
     assert result.exit_code == 0, result.output
     assert depgraph.load(tmp_path / "small")(torch.zeros(1, 3, 32, 32)).shape == (1, 5)
+
+
+@pytest.mark.parametrize("metric", ["obs", "wanda"])
+def test_a_folder_of_images_without_labels_is_enough_to_compensate(
+    invoke: Invoke, data: Path, tmp_path: Path, metric: str
+) -> None:
+    call = ["prune", *TINY, "--num-classes=2", "--ratio=0.5", f"--metric={metric}", "--json"]
+    result = invoke(*call, "--calibration", data / "clay", "--out", tmp_path / "small")
+    assert result.exit_code == 0, result.output
+    row = json.loads(result.stdout)
+    assert row["compensated"] and row["calibration"] == str(data / "clay")
+    assert depgraph.load(tmp_path / "small")
+
+
+def test_labels_are_not_taken_from_a_folder_without(
+    invoke: Invoke, data: Path, tmp_path: Path
+) -> None:
+    call = ["prune", *TINY, "--num-classes=2", "--ratio=0.5", "--metric=taylor"]
+    result = invoke(*call, "--calibration", data / "clay", "--out", tmp_path / "small")
+    assert result.exit_code == 1
+    assert "--data" in result.stderr
+    result = invoke(*call, "--calibration", tmp_path / "gone", "--out", tmp_path / "small")
+    assert result.exit_code == 2
+
+
+def test_what_is_fitted_to_looks_is_another_model(
+    invoke: Invoke, data: Path, tmp_path: Path
+) -> None:
+    weights = []
+    for how in ("plain", "styles", "styles"):
+        call = ["prune", *TINY, "--ratio=0.5", "--data", data, "--target=ink", "--seed=1"]
+        out = tmp_path / f"{how}{len(weights)}"
+        result = invoke(*call, f"--calibration={how}", "--num-calibration=16", "--out", out)
+        assert result.exit_code == 0, result.output
+        weights.append(depgraph.load(out).state_dict())
+    plain, styles, again = weights
+    assert all(torch.equal(styles[name], again[name]) for name in styles)
+    assert any(plain[name].shape != styles[name].shape or not torch.equal(plain[name], styles[name])
+               for name in plain)  # fmt: skip

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from depgraph import DepgraphError
-from domains import batches, evaluate
+from domains import batches, evaluate, folder_batches
 
 
 class Hue(nn.Module):
@@ -132,3 +132,28 @@ def test_batches_can_be_gone_through_twice(split):
 def test_a_number_of_images_that_are_not_there_is_refused(split, number):
     with pytest.raises(DepgraphError, match="of 48"):
         batches(Hue(), split, num_samples=number)
+
+
+def test_images_in_looks_come_again_each_time_in_another_and_the_same_for_a_seed(split):
+    found = batches(Hue(), split, num_samples=96, img_size=16, looks=True, seed=3)
+    images, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
+    again = torch.cat([x for x, _ in found])
+    assert (found.num_samples, len(found), len(images)) == (96, 3, 96)
+    assert torch.equal(images, again)
+    assert torch.equal(labels[:48], labels[48:])
+    same = [torch.equal(one, two) for one, two in zip(images[:48], images[48:], strict=True)]
+    assert sum(same) < 10  # both plain, or both in a look that leaves the image as it is
+    other = torch.cat([x for x, _ in batches(Hue(), split, img_size=16, looks=True, seed=4)])
+    assert len(other) == 8 * 48
+    assert not torch.equal(other[:96], images)
+
+
+def test_a_folder_of_images_needs_no_classes(data, tmp_path):
+    found = folder_batches(Hue(), data.root, img_size=16, batch_size=50)
+    assert [len(labels) for _, labels in found] == [50, 40]
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "list.txt").write_text("no image")
+    with pytest.raises(DepgraphError, match="holds no image"):
+        folder_batches(Hue(), tmp_path / "empty")
+    with pytest.raises(DepgraphError, match="no folder"):
+        folder_batches(Hue(), tmp_path / "gone")

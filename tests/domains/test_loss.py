@@ -29,7 +29,7 @@ def test_the_heads_of_a_distilled_model_count_alike():
 
 def test_a_student_like_its_teacher_has_no_distillation_loss():
     logits, features = torch.randn(4, 3), torch.randn(4, 5)
-    distance = Distillation(FinetuneSettings(distill_weight=1.0, feature_weight=1.0), (5, 5))
+    distance = Distillation(FinetuneSettings(distill_weight=1.0, feature_weight=1.0), ((5,), (5,)))
     assert distance(logits, logits + 5, features, features).item() == pytest.approx(0, abs=1e-6)
 
 
@@ -43,7 +43,7 @@ def test_distillation_is_the_divergence_at_the_temperature_weighed_by_its_square
 
 def test_features_of_another_width_are_compared_through_a_map_that_learns():
     settings = FinetuneSettings(distill_weight=0.0, feature_weight=2.0)
-    distance = Distillation(settings, (3, 6))
+    distance = Distillation(settings, ((3,), (6,)))
     student, teacher = torch.randn(64, 3), torch.randn(64, 3) @ torch.randn(3, 6)
     logits = torch.zeros(64, 2)
     found = distance(logits, logits, student, teacher)
@@ -58,7 +58,7 @@ def test_no_gradient_reaches_the_teacher():
     wanted = torch.randn(4, 3, requires_grad=True)
     seen = torch.randn(4, 5, requires_grad=True)
     student, features = torch.randn(4, 3, requires_grad=True), torch.randn(4, 5)
-    Distillation(FinetuneSettings(feature_weight=1.0), (5, 5))(
+    Distillation(FinetuneSettings(feature_weight=1.0), ((5,), (5,)))(
         student, wanted, features, seen
     ).backward()
     assert student.grad is not None

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 import depgraph
 import pruners
 from depgraph import DepgraphError
-from pruners.compensation import compensate, least_squares
+from pruners._fit import Fit
+from pruners.compensation import compensate
 from tests.depgraph.models import images, tiny
 from tests.reference import randomise, state
 
@@ -21,10 +22,20 @@ def batches(samples: int = 64) -> list[tuple[Tensor, Tensor]]:
     return [(x, torch.zeros(len(x), dtype=torch.long)) for x in images(samples).split(16)]
 
 
+def fitted(
+    x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, damping: float, size: int = 7
+) -> tuple[Tensor, Tensor | None]:
+    fit = Fit("weight")
+    for rows, wanted in zip(x.split(size), y.split(size), strict=True):
+        fit.add(rows, wanted)
+    weight, bias = fit.solve(weight, bias, damping)
+    return weight.float(), None if bias is None else bias.float()
+
+
 def test_least_squares_without_damping_is_the_best_fit() -> None:
     torch.manual_seed(0)
     x, y = torch.randn(50, 4), torch.randn(50, 3)
-    weight, bias = least_squares(x, y, torch.randn(3, 4), torch.randn(3), damping=0.0)
+    weight, bias = fitted(x, y, torch.randn(3, 4), torch.randn(3), damping=0.0)
     best = torch.linalg.lstsq(F.pad(x, (0, 1), value=1.0), y).solution
     torch.testing.assert_close(weight, best[:-1].T, rtol=1e-4, atol=1e-5)
     assert bias is not None
@@ -33,9 +44,22 @@ def test_least_squares_without_damping_is_the_best_fit() -> None:
 
 def test_strong_damping_keeps_the_weights() -> None:
     x, y, given = torch.randn(50, 4), torch.randn(50, 3), torch.randn(3, 4)
-    weight, bias = least_squares(x, y, given, None, damping=1e9)
+    weight, bias = fitted(x, y, given, None, damping=1e9)
     torch.testing.assert_close(weight, given, rtol=1e-4, atol=1e-5)
     assert bias is None
+
+
+@pytest.mark.parametrize("biased", [True, False])
+def test_a_fit_by_parts_is_that_of_the_whole_far_from_zero_too(biased: bool) -> None:
+    torch.manual_seed(0)
+    x, given = torch.randn(300, 6) + 1000, torch.randn(3, 6)
+    y, bias = x @ torch.randn(3, 6).T + torch.randn(300, 3), torch.randn(3) if biased else None
+    whole = fitted(x.double(), y.double(), given.double(), bias, 1e-9, size=300)
+    parts = fitted(x, y, given, bias, 1e-9, size=11)
+    scale = (y - y.mean(0)).std()
+    for now, one in zip(parts, whole, strict=True):
+        if now is not None and one is not None:
+            torch.testing.assert_close(now, one.float(), rtol=2e-3, atol=float(scale) * 2e-3)
 
 
 def twins() -> nn.Sequential:

@@ -1,0 +1,274 @@
+"""What pruning keeps of a domain that was not seen: every way to cut and to train, side by side.
+
+``python -m benchmarks.unseen --data ROOT --weights FILE --out DIR`` trains one dense model for each
+target and seed, in random looks, cuts it in every way to every share of the MACs and trains each
+cut on. What is finished is not made again; each row goes to ``DIR/rows.jsonl`` when it is done, and
+a table of means ends it. Losses are points of accuracy against that dense model. The target is
+looked at for its accuracy alone.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import click
+from torch import nn
+
+import depgraph
+import domains
+import pruners
+from cli.calibration import calibrated_with
+from cli.models import example_inputs, load_model
+from cli.output import emit, environment, percent, table, write_json
+from cli.precision import with_precision
+from domains import RECIPES, FinetuneSettings, Split
+from pruners._choices import AUTO
+
+MODEL = "vit_small_patch14_dinov2"
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A metric, and the images that it and the least squares look at."""
+
+    metric: str
+    calibration: str
+    num_calibration: int | None = None
+
+
+CUTS = {
+    "plain": Cut("obs", "plain"),
+    "plain-all": Cut("obs", "plain", -1),
+    "styles-256": Cut("obs", "styles", 256),
+    "styles": Cut("obs", "styles"),
+    "styles-4096": Cut("obs", "styles", 4096),
+    "random": Cut("random", "styles"),
+}
+"""By name: today's default, more images, more looks, both, and the control."""
+
+_LOOKS = RECIPES["looks"].settings
+
+TRAININGS = {
+    "gentle": RECIPES["gentle"],
+    "distill": RECIPES["distill"],
+    "looks": RECIPES["looks"],
+    "looks-alone": replace(RECIPES["looks"], distill=False),
+    "no-looks": replace(RECIPES["looks"], settings=replace(_LOOKS, looks=False)),
+    "no-tokens": replace(RECIPES["looks"], settings=replace(_LOOKS, feature_weight=0.0)),
+    "no-labels": replace(RECIPES["looks"], settings=replace(_LOOKS, distill_weight=1.0)),
+}
+"""By name: the recipes, and the best one less each of its ingredients."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """What all rows have in common."""
+
+    split: Split
+    seed: int
+    weights: Path | None
+    place: Path
+    dense_epochs: int
+    epochs: int
+    amp: bool
+
+    def settings(self, base: FinetuneSettings, epochs: int) -> FinetuneSettings:
+        """A recipe for this study."""
+        return replace(base, epochs=epochs, seed=self.seed, amp=self.amp)
+
+    def dense(self) -> tuple[nn.Module, dict[str, float]]:
+        """The dense model, trained in looks, and its accuracy by domain."""
+        record = self.place / "dense.json"
+        if not record.exists():
+            model = load_model(
+                MODEL,
+                pretrained=self.weights is None,
+                weights=self.weights,
+                img_size=98,
+                num_classes=len(self.split.classes),
+                seed=self.seed,
+            )
+            base = self.settings(FinetuneSettings(looks=True), self.dense_epochs)
+            domains.finetune(model, self.split, base, self.place / "dense-training", resume=True)
+            self._keep(model, "dense", {})
+        return self._kept("dense")
+
+    def cut(self, name: str, macs: float) -> tuple[nn.Module, dict[str, float]]:
+        """The dense model cut in one way, before any training."""
+        place = f"{name}-{macs:g}"
+        if not (self.place / f"{place}.json").exists():
+            model, how = self.dense()[0], CUTS[name]
+            images = sum(map(len, self.split.train.values()))
+            count = images if how.num_calibration == -1 else how.num_calibration
+            looked_at = calibrated_with(
+                how.calibration,
+                how.metric,
+                model,
+                self.split,
+                num_samples=None,
+                num_calibration=count,
+                seed=self.seed,
+            )
+            began = time.perf_counter()
+            small, plan = pruners.prune(
+                model,
+                example_inputs(model),
+                with_precision(pruners.make_metric(how.metric, seed=self.seed), "cpu", self.amp),
+                target={"macs": macs},
+                kinds=AUTO,
+                seed=self.seed,
+                **looked_at,
+            )
+            seconds = time.perf_counter() - began
+            share = plan.macs / depgraph.count_macs(model, example_inputs(model))
+            self._keep(small, place, {"macs_kept": share, "seconds": seconds})
+        return self._kept(place)
+
+    def trained(self, name: str, macs: float, way: str) -> dict[str, float]:
+        """Accuracy by domain of a cut after training."""
+        place = f"{name}-{macs:g}-{way}"
+        if not (self.place / f"{place}.json").exists():
+            model, recipe = self.cut(name, macs)[0], TRAININGS[way]
+            result = domains.finetune(
+                model,
+                self.split,
+                self.settings(recipe.settings_for(macs), self.epochs),
+                self.place / f"{place}-training",
+                resume=True,
+                teacher=self.dense()[0] if recipe.distill else None,
+            )
+            self._keep(model, place, {"best_epoch": result.best_epoch, "seconds": result.seconds})
+        return self._kept(place)[1]
+
+    def _keep(self, model: nn.Module, name: str, said: dict[str, Any]) -> None:
+        depgraph.save(model.eval(), self.place / name)
+        accuracy = domains.evaluate(model, self.split, amp=self.amp)
+        write_json(self.place / f"{name}.json", {"accuracy": accuracy, **said})
+
+    def _kept(self, name: str) -> tuple[nn.Module, dict[str, float]]:
+        accuracy = json.loads((self.place / f"{name}.json").read_text())["accuracy"]
+        return depgraph.load(self.place / name).eval(), accuracy
+
+    def row(self, macs: float, cut: str, training: str | None) -> dict[str, Any]:
+        """Accuracies of one way, and its losses in points."""
+        dense = self._means(self.dense()[1])
+        after = self.cut(cut, macs)[1] if training is None else self.trained(cut, macs, training)
+        now = self._means(after)
+        return {
+            "target_domain": self.split.target,
+            "seed": self.seed,
+            "macs": macs,
+            "cut": cut,
+            "training": training,
+            "epochs": 0 if training is None else self.epochs,
+            "dense": dense,
+            "pruned": now,
+            "loss": {name: 100 * (dense[name] - now[name]) for name in dense},
+            "accuracy": after,
+        }
+
+    def _means(self, accuracy: dict[str, float]) -> dict[str, float]:
+        sources = mean(accuracy[name] for name in self.split.sources)
+        return {"sources": sources, "unseen": accuracy[self.split.target]}
+
+
+def studied(study: Study, macs: tuple[float, ...], ways: tuple[str, ...]) -> Iterator[dict]:
+    """A row for each cut, and for each training of it."""
+    for share in macs:
+        for way in ways:
+            cut, _, training = way.partition("/")
+            yield study.row(share, cut, training or None)
+
+
+def _known_ways(ctx: click.Context, param: click.Parameter, ways: tuple[str, ...]) -> Any:
+    for way in ways:
+        cut, _, training = way.partition("/")
+        if cut not in CUTS or training not in (*TRAININGS, ""):
+            raise click.BadParameter(
+                f"'{way}' is not CUT or CUT/TRAINING, of {', '.join(CUTS)} and "
+                f"{', '.join(TRAININGS)}",
+                ctx,
+                param,
+            )
+    return ways
+
+
+@click.command()
+@click.option("--data", type=click.Path(path_type=Path), required=True)
+@click.option("--weights", type=click.Path(path_type=Path), help=f"Of {MODEL}  [timm's].")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("unseen"), show_default=True)
+@click.option("--target", "targets", multiple=True, help="Unseen domains  [each in turn].")
+@click.option("--seed", "seeds", multiple=True, type=int, default=(0,), show_default=True)
+@click.option("--macs", multiple=True, type=float, default=(0.36,), show_default=True)
+@click.option(
+    "--way",
+    "ways",
+    multiple=True,
+    callback=_known_ways,
+    default=("plain", "plain/gentle", "styles", "styles/looks"),
+    show_default=True,
+    help="CUT, or CUT/TRAINING.",
+)
+@click.option("--dense-epochs", default=10, show_default=True)
+@click.option("--epochs", default=4, show_default=True)
+@click.option("--amp/--no-amp", default=False, help="Train, score and evaluate in mixed precision.")
+@click.option("--json", "as_json", is_flag=True)
+def main(
+    data: Path,
+    weights: Path | None,
+    out: Path,
+    targets: tuple[str, ...],
+    seeds: tuple[int, ...],
+    macs: tuple[float, ...],
+    ways: tuple[str, ...],
+    dense_epochs: int,
+    epochs: int,
+    amp: bool,
+    as_json: bool,
+) -> None:
+    """Compare ways to prune by what they lose on the sources and on the unseen domain."""
+    found = domains.load_domains(data)
+    rows = []
+    out.mkdir(parents=True, exist_ok=True)
+    for seed in seeds:
+        for target in targets or found.domains:
+            split = domains.leave_one_out(found, target, seed=seed, split_by="stem")
+            place = out / f"{target}-seed{seed}"
+            study = Study(split, seed, weights, place, dense_epochs, epochs, amp)
+            for row in studied(study, macs, ways):
+                rows.append(row)
+                with (out / "rows.jsonl").open("a") as file:
+                    file.write(json.dumps({**row, **environment()}) + "\n")
+    emit({"rows": rows}, as_json, table("losses in points", _COLUMNS, _lines(rows)))
+
+
+_COLUMNS = ("MACs", "cut", "training", "sources", "unseen", "sources lost", "unseen lost", "rows")
+
+
+def _lines(rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """Means over targets and seeds, with the standard error of the loss."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["macs"], row["cut"], row["training"]), []).append(row)
+    lines = []
+    for (macs, cut, training), group in groups.items():
+        means = (percent(mean(r["pruned"][what] for r in group)) for what in ("sources", "unseen"))
+        lost = (_with_error([r["loss"][what] for r in group]) for what in ("sources", "unseen"))
+        lines.append((f"{macs:g}", cut, training or "none", *means, *lost, str(len(group))))
+    return lines
+
+
+def _with_error(values: list[float]) -> str:
+    if len(values) < 2:
+        return f"{values[0]:.1f}"
+    return f"{mean(values):.1f} ± {stdev(values) / len(values) ** 0.5:.1f}"
+
+
+if __name__ == "__main__":
+    main()
