@@ -1,7 +1,8 @@
 """Traces a model at other calls than the traced one, where it may run other ops.
 
 Code may ask for the batch, a size, a type, or for gradients: what it runs then has to fit a cut as
-well. One other batch and one other size are always tried, all else where parameters are not read.
+well. One other batch and one other size are tried where code decides by sizes (`_deciding`), all
+else where parameters are not read.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from depgraph._collection import collection_paused
+from depgraph._deciding import decisions_noted
 from depgraph._find import is_of_library
 from depgraph._other_calls import other_calls, other_sizes
 from depgraph._placing import without_data
@@ -48,7 +49,7 @@ def trace(model: nn.Module, example_inputs: Any) -> DependencyGraph:
     Forward hooks that give something back, or write to a module or a tensor, are part of what is
     traced; those that only look on (that record, count or print) do not run. Where training runs
     other modules than evaluation does, that mode is traced too, and what it couples holds. So are
-    a batch of one and a larger size where the model takes them and runs other ops there, and any
+    a batch of one and a larger size where code decides by sizes and runs other ops there, and any
     other call, with gradients or in another type, that reads parameters which no other reads.
 
     Examples
@@ -60,9 +61,11 @@ def trace(model: nn.Module, example_inputs: Any) -> DependencyGraph:
     [('hidden', 6, None), ('0.fixed', 4, "dimension 1 of the model's input"),
      ('2.fixed', 2, "dimension of the model's outputs")]
     """
-    traced = _traced(model, example_inputs)
-    modes, branches = other_modes(model, traced), other_branches(model, traced)
-    others = (*modes, *other_sizes(model, traced))
+    with decisions_noted() as decides:
+        traced = _traced(model, example_inputs)
+        modes = other_modes(model, traced)
+    branches = other_branches(model, traced)
+    others = (*modes, *(other_sizes(model, traced) if decides[0] else ()))
     calls = other_calls(model, traced, (*others, *branches))
     graph = DependencyGraph(traced, (*others, *calls), branches)
     if is_of_library(model):

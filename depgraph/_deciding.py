@@ -1,0 +1,147 @@
+"""Tells whether a forward decides anything by sizes, so that another size may run other ops.
+
+While a forward is watched, sizes of tensors are integers that note what is asked of them. A check
+that raises is no decision, nor is what torch's own code asks.
+"""
+
+from __future__ import annotations
+
+import dis
+import linecache
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import CodeType, FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_OWN = ("torch", "depgraph")
+"""Packages whose questions decide nothing that a model would."""
+
+_lock = threading.RLock()
+_found: list[bool] = []
+
+
+class _Size(int):
+    """A size, or what is computed from sizes, that notes when something is decided by it."""
+
+    def __int__(self) -> int:
+        return _decided(int.__int__(self))
+
+    def __float__(self) -> float:
+        return _decided(int.__float__(self))
+
+    def __bool__(self) -> bool:
+        return _decided(int.__bool__(self))
+
+    __hash__ = int.__hash__
+
+
+def _computing(name: str) -> Callable[..., Any]:
+    plain = getattr(int, name)
+
+    def computed(self: int, *others: Any) -> Any:
+        result = plain(self, *others)
+        return _Size(result) if type(result) is int else result
+
+    return computed
+
+
+def _telling(name: str) -> Callable[..., Any]:
+    plain = getattr(int, name)
+
+    def told(self: int, *others: Any) -> Any:
+        return _decided(plain(self, *others))
+
+    return told
+
+
+for _name in ("add", "sub", "mul", "floordiv", "mod", "radd", "rsub", "rmul", "rfloordiv", "rmod"):
+    setattr(_Size, f"__{_name}__", _computing(f"__{_name}__"))
+setattr(_Size, "__neg__", _computing("__neg__"))  # noqa: B010
+for _name in ("lt", "le", "gt", "ge", "eq", "ne", "truediv", "rtruediv", "pow", "rpow", "divmod"):
+    setattr(_Size, f"__{_name}__", _telling(f"__{_name}__"))
+
+
+def _decided(answer: Any) -> Any:
+    frame = sys._getframe(2)
+    if _found and not _found[-1] and not _is_own(frame) and not _is_check(frame):
+        _found[-1] = True
+    return answer
+
+
+def _is_own(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0] in _OWN
+
+
+def _is_check(frame: FrameType) -> bool:
+    """Whether what is asked at a place in the code only decides whether an error is raised."""
+    if "_assert(" in linecache.getline(frame.f_code.co_filename, frame.f_lineno):
+        return True
+    return frame.f_lasti in _checks(frame.f_code)
+
+
+_known: dict[CodeType, frozenset[int]] = {}
+
+
+def _checks(code: CodeType) -> frozenset[int]:
+    """Offsets of comparisons after which one way leads straight to an error."""
+    if code not in _known:
+        steps = [step for step in dis.get_instructions(code) if step.opname != "CACHE"]
+        at = {step.offset: i for i, step in enumerate(steps)}
+        found = set()
+        for i, step in enumerate(steps[:-1]):
+            jump = steps[i + 1]
+            if step.opname != "COMPARE_OP" or not jump.opname.startswith("POP_JUMP"):
+                continue
+            ways = (i + 2, at.get(jump.argval, i + 2))
+            if any(_raises(steps, way) for way in ways):
+                found.add(step.offset)
+        _known[code] = frozenset(found)
+    return _known[code]
+
+
+def _raises(steps: list[dis.Instruction], start: int) -> bool:
+    for step in steps[start:]:
+        if step.opname == "RAISE_VARARGS":
+            return True
+        if "JUMP" in step.opname or "RETURN" in step.opname or step.opname == "FOR_ITER":
+            return False
+    return False
+
+
+@contextmanager
+def decisions_noted() -> Iterator[list[bool]]:
+    """Watch forwards; afterwards the list says whether one of them has decided by a size."""
+    size, numel, length = torch._C.TensorBase.size, torch._C.TensorBase.numel, Tensor.__len__
+    shape: Any = vars(torch._C.TensorBase)["shape"]
+
+    def noting(found: Any) -> Any:
+        if _is_own(sys._getframe(2)):
+            return found
+        return _Size(found) if type(found) is int else torch.Size(map(_Size, found))
+
+    patches = {
+        "shape": property(lambda self: noting(shape.__get__(self))),
+        "size": lambda self, *args, **kwargs: noting(size(self, *args, **kwargs)),
+        "numel": lambda self: noting(numel(self)),
+        "__len__": lambda self: _decided(length(self)),
+    }
+    answer: list[bool] = []
+    with _lock:
+        held = {name: vars(Tensor)[name] for name in patches if name in vars(Tensor)}
+        _found.append(False)
+        for name, patch in patches.items():
+            setattr(Tensor, name, patch)
+        try:
+            yield answer
+        finally:
+            for name in patches:
+                if name in held:
+                    setattr(Tensor, name, held[name])
+                else:
+                    delattr(Tensor, name)
+            answer.append(_found.pop())
