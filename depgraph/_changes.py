@@ -11,11 +11,9 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from depgraph._calls import ModuleCall, Unread
-from depgraph._objects import Opened, is_opened, keeps_state, made_object, objects_in
+from depgraph._objects import Absent, Opened, is_opened, keeps_state, made_object, objects_in
 from depgraph._symbols import SYMBOLIC
 from depgraph.errors import DepgraphError
-
-_ABSENT = object()
 
 
 class Changes:
@@ -72,10 +70,13 @@ class Changes:
             for name in before.fields.keys() - now.fields.keys():
                 self._graph.call_function(delattr, (self.node(now.source), name))
             for name, item in now.fields.items():
-                self._set(now.source, name, before.fields.get(name, _ABSENT), item)
+                self._set(now.source, name, before.fields.get(name, Absent), item)
 
     def _set(self, source: Any, name: str, before: Any, item: Any) -> None:
-        if _same(before, item):
+        if isinstance(before, Opened) and isinstance(item, Opened):
+            if before.source is item.source:
+                return  # what has changed in it is brought there
+        elif _same(before, item):
             return
         if type(item) in (list, dict) and type(item) is type(before):
             held = self._graph.call_function(getattr, (self.node(source), name))
@@ -133,12 +134,22 @@ def refill(held: Any, items: Any) -> None:
     held.extend(items) if isinstance(held, list) else held.update(items)
 
 
+def changes_in(before: Opened, after: Opened) -> tuple[Opened, Opened] | None:
+    """What an object held in the attributes that have changed, before and after."""
+    names = [n for n, x in after.fields.items() if not _same(before.fields.get(n, Absent), x)]
+    if not names:
+        return None
+    was = {name: before.fields.get(name, Absent) for name in names}
+    now = {name: after.fields[name] for name in names}
+    return Opened(after.cls, was, after.source), Opened(after.cls, now, after.source)
+
+
 def _same(before: Any, item: Any) -> bool:
     """Whether what an object holds at some place is still the same."""
     if isinstance(item, Unread) or before is item:
         return True  # what nothing reads by now is replaced before the end
     if isinstance(before, Opened) and isinstance(item, Opened):
-        return before.source is item.source
+        return before.source is item.source and changes_in(before, item) is None
     if type(before) is not type(item):
         return False
     if isinstance(item, (list, tuple)):

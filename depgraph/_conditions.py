@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from depgraph._given import Given, GivenTensor, Symbol, spelled
-from depgraph._objects import objects_in, structure
+from depgraph._given import OWN, Given, GivenTensor, Symbol, spelled
+from depgraph._objects import Absent, objects_in, structure
 from depgraph.trace import Trace
 
 Fits = Callable[..., bool]
@@ -39,7 +39,15 @@ class Conditions:
 
     def take(self, given: Given) -> None:
         """Ask for what a call gives: kinds, types, sizes, and equal values of what is no tensor."""
-        for name, value in given.bound.arguments.items():
+        own = given.bound.arguments.get(OWN)
+        items = {name: x for name, x in given.bound.arguments.items() if name != OWN}
+        for name, value in {} if own is None else own.fields.items():
+            if value is Absent:
+                self._need(f"{name!r} not in self.__dict__")
+            else:
+                self._need(f"{name!r} in self.__dict__")
+                items[f"self.{name}"] = value
+        for name, value in items.items():
             if not pytree.tree_is_leaf(value) and not pytree.tree_leaves(value):
                 self._need(f"not {name}")
             elif not pytree.tree_is_leaf(value):
@@ -47,6 +55,8 @@ class Conditions:
                 spec = self._hold(pytree.tree_structure(value))
                 self._need(f"{self._hold(look)}({name}) == {spec}")
         for path, leaf in given.leaves():
+            if leaf is Absent:
+                continue
             text = spelled(path)
             if id(leaf) in given.tensors:
                 self._tensor(text, path, given.tensors[id(leaf)])

@@ -20,13 +20,17 @@ from torch.utils import _pytree as pytree
 from depgraph._alike import UnlikeError, plain_key
 from depgraph._calls import Unread
 from depgraph._meta import META
-from depgraph._objects import objects_in, opened
+from depgraph._objects import Opened, objects_in, opened
 from depgraph._symbols import Symbols
 from depgraph.axes import Atom, Axis, Concat, axis_atoms, axis_size
 from depgraph.errors import DepgraphError
 
 Path = tuple[Any, ...]
 """Keys that lead to a leaf: the parameter's name first."""
+
+
+OWN = "self"
+"""In place of an argument: attributes of the module that its forward changes."""
 
 
 class Attribute(str):
@@ -56,11 +60,12 @@ class Symbol:
 
 @dataclass(frozen=True)
 class Example:
-    """Arguments of the dense module, and what tensors among them hold, by identity."""
+    """Arguments of the dense module, what tensors among them hold, by identity, and its state."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     known: dict[int, Tensor]
+    own: Opened | None = None
 
 
 @dataclass
@@ -157,7 +162,7 @@ class Given:
         bound = copy.copy(self.bound)
         bound.arguments = pytree.tree_unflatten(values, spec)
         held = {key: value for key, value in known.items() if value is not None}
-        return Example(bound.args, bound.kwargs, held)
+        return Example(bound.args, bound.kwargs, held, bound.arguments.get(OWN))
 
     @property
     def key(self) -> Any:
@@ -257,7 +262,7 @@ class Reader:
                 if id(leaf) in given.tensors:
                     given.tensors[id(leaf)].places.append(path)
                 else:
-                    given.tensors[id(leaf)] = self._tensor(given, labels, path, leaf, dense)
+                    given.tensors[id(leaf)] = self._fitting(given, labels, path, leaf, dense)
             elif isinstance(leaf, Unread):
                 given.tensors[id(leaf)] = GivenTensor(
                     [path], torch.float32, (), (), [], (), unread=True
@@ -270,6 +275,17 @@ class Reader:
                     f"it is given as '{spelled(path)}'; trace the model with it, and prune again"
                 )
         return given
+
+    def _fitting(
+        self, given: Given, labels: dict[Any, Symbol], path: Path, leaf: Tensor, dense: bool
+    ) -> GivenTensor:
+        """The same; what the module itself keeps may be from before it was cut."""
+        try:
+            return self._tensor(given, labels, path, leaf, dense)
+        except DepgraphError:
+            if path[0] != OWN:
+                raise
+        return GivenTensor([path], leaf.dtype, (), (), [], (), unread=True)
 
     def _tensor(
         self, given: Given, labels: dict[Any, Symbol], path: Path, leaf: Tensor, dense: bool

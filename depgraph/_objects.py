@@ -62,6 +62,20 @@ def _unflattened(items: Any, kind: _Kind) -> Opened:
 pytree.register_pytree_node(Opened, _flattened, _unflattened, flatten_with_keys_fn=_keyed)
 
 
+class Absent:
+    """Stands for an attribute that is not there; the class itself does."""
+
+
+def own_attributes(module: nn.Module) -> Opened:
+    """What a module keeps in its attributes now, beside tables and what it has registered."""
+    own = {
+        name: value
+        for name, value in vars(module).items()
+        if name not in _OF_EVERY_MODULE and type(value) is not dict and name.isidentifier()
+    }
+    return Opened(type(module), opened(own), module)
+
+
 def keeps_state(value: Any) -> bool:
     """Whether a leaf is an object whose attributes are all that it has."""
     if isinstance(value, _OTHERS) or type(value).__module__.partition(".")[0] in _PLAIN_MODULES:
@@ -80,6 +94,7 @@ _OTHERS = (
     *(Tensor, nn.Module, fx.Node, type, types.FunctionType, types.MethodType, types.ModuleType),
     *(dict, list, tuple, set, frozenset, str, int, float, BaseException),
 )
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 _PLAIN_MODULES = ("builtins", "torch", "depgraph", "collections", "functools")
 
 

@@ -10,14 +10,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from depgraph._blocks import mapped
 from depgraph._calls import plain
+from depgraph._changes import changes_in
 from depgraph._given import Path, leaves_of
 from depgraph._meta import META, creates
+from depgraph._objects import Absent, Opened, closed, own_attributes
 from depgraph._recorder import Recorder
 from depgraph._symbolic_shapes import quick_symbolic
 from depgraph._symbols import Symbols, hint, pin
@@ -34,6 +36,8 @@ class ModuleRecorder(Recorder):
         Parts of the module's output that the model does not read.
     autocast : str or None
         The kind of device on which ops choose their own types, as ``torch.autocast`` has it.
+    own : Opened or None
+        What attributes hold that the module changes.
     """
 
     encloses_hooks = True
@@ -44,8 +48,10 @@ class ModuleRecorder(Recorder):
         answers: Mapping[Any, bool],
         dropped: frozenset[Path] = frozenset(),
         autocast: str | None = None,
+        own: Opened | None = None,
     ) -> None:
         super().__init__(answers)
+        self._own = own
         self._dropped = dropped
         self._autocast = autocast
         # an op may be made of others that see tensors of its own, such as a 0 to fill in
@@ -55,10 +61,27 @@ class ModuleRecorder(Recorder):
         """What of an output the model reads."""
         return [leaf for path, leaf in leaves_of(plain(output)) if path not in self._dropped]
 
+    def begin(self, model: nn.Module) -> None:
+        """Let the module's own attributes hold what they do at this call."""
+        if self._own is not None:
+            self._own = pytree.tree_map_only(Tensor, self.input, self._own)
+            for name, value in self._own.fields.items():
+                if value is Absent:
+                    vars(model).pop(name, None)
+                else:
+                    vars(model)[name] = closed(value)
+        self._before = mapped(own_attributes(model), self.traced)
+
+    def end(self, model: nn.Module) -> None:
+        """Note what the module has changed in its own attributes."""
+        changed = changes_in(self._before, mapped(own_attributes(model), self.traced))
+        if changed is not None:
+            self.stored = changed[0], mapped(changed[1], self._in_object)
+
     def left_behind(self) -> list[fx.Node]:
         """What the module left in objects for a later call, and gave to children with hooks."""
         given = [(call.args, call.kwargs) for call in self.calls if call.depth == 1]
-        left = pytree.tree_leaves((self.calls[-1].after, given))
+        left = pytree.tree_leaves((self.calls[-1].after, given, self.stored))
         return [leaf for leaf in left if isinstance(leaf, fx.Node)]
 
     def with_unread(self) -> None:
@@ -88,7 +111,7 @@ class RawRecorder(ModuleRecorder):
 
     Parameters
     ----------
-    answers, dropped, autocast
+    answers, dropped, autocast, own
         As of `ModuleRecorder`.
     known : mapping of int to Tensor
         What inputs hold, by the identity of what stands for them.
@@ -103,10 +126,11 @@ class RawRecorder(ModuleRecorder):
         answers: Mapping[Any, bool],
         dropped: frozenset[Path],
         autocast: str | None,
+        own: Opened | None,
         known: Mapping[int, Tensor],
         symbols: Symbols | None = None,
     ) -> None:
-        super().__init__(answers, dropped, autocast)
+        super().__init__(answers, dropped, autocast, own)
         self._known = known
         self._symbols = symbols
 

@@ -145,6 +145,7 @@ class Recorder(ProxyTorchDispatchMode):
         self._device = torch.device("cpu")  # where the forward thinks it runs
         self.mode_readers: set[str] = set()  # modules that ran when some module's mode was read
         self.modes_read: set[tuple[str, str]] = set()  # the module that ran, and whose mode it was
+        self.stored: Any = None  # what changed attributes of the model held, and hold now
         self.hooked: dict[str, str] = {}  # modules of which a hook does not run that may act
         self.gradients_read = False  # whether the forward asked what needs gradients
         self.running: Any = None  # the op that was called last
@@ -262,6 +263,12 @@ class Recorder(ProxyTorchDispatchMode):
     def results(self, output: Any) -> list[Any]:
         """What of an output is read."""
         return pytree.tree_leaves(plain(output))
+
+    def begin(self, model: nn.Module) -> None:
+        """The model is about to be called."""
+
+    def end(self, model: nn.Module) -> None:
+        """The model has been called."""
 
     def left_behind(self) -> list[fx.Node]:
         """What else stays of the forward, in objects that it was given."""

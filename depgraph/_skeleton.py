@@ -61,6 +61,8 @@ class Skeleton:
         That its tensors had when it was copied.
     compiled : dict
         Functions that were written for modules that are alike, by their graphs.
+    changing : set of str
+        Attributes of the module that its forward is known to change.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -74,6 +76,7 @@ class Skeleton:
                     if tensor is not None:
                         registry[key] = _on_meta(tensor, tensor.dtype)  # type: ignore[assignment]
         self.types = {name: x.dtype for name, x in named_tensors(self.module)[0].items()}
+        self.changing: set[str] = set()
         self._start()
 
     def _start(self) -> None:
@@ -82,10 +85,10 @@ class Skeleton:
         self.compiled: dict[Any, Callable[..., Any]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"module": self.module, "types": self.types}
+        return {"module": self.module, "types": self.types, "changing": self.changing}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.module, self.types = state["module"], state["types"]
+        vars(self).update(state)
         self._start()
 
     def traced(
@@ -205,7 +208,7 @@ def _traced(
     example = given.example()
 
     def numbers(grad: bool) -> Trace:
-        make = partial(ModuleRecorder, dropped=dropped, autocast=autocast)
+        make = partial(ModuleRecorder, dropped=dropped, autocast=autocast, own=example.own)
         return trace_with(module, example.args, example.kwargs, make, grad)
 
     def raw_of(example: Example, grad: bool, symbols: Symbols | None = None) -> Trace:
@@ -213,6 +216,7 @@ def _traced(
             RawRecorder,
             dropped=dropped,
             autocast=autocast,
+            own=example.own,
             known=example.known,
             symbols=symbols,
         )

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from depgraph._calls import ModuleCall, Unread, is_named_tuple
 from depgraph._calls import Path as OutputPath
 from depgraph._changes import Changes
-from depgraph._given import Attribute, Given, Path, Symbol, key_of
+from depgraph._given import OWN, Attribute, Given, Path, Symbol, key_of
 from depgraph._meta import META
 from depgraph._objects import Opened, keeps_state, objects_in
 from depgraph._skeleton import Traced
@@ -80,6 +80,7 @@ class Writer:
         self._raw = traced.raw
         self._number_of = dict(zip(traced.raw.nodes, traced.numbers.nodes, strict=True))
         self._symbols = traced.symbols
+        self._stored = traced.raw.stored
         self._caller = traced.grad
         self._call: ModuleCall = traced.raw.calls_of[""][-1]
         self._p = p
@@ -113,6 +114,7 @@ class Writer:
                 index += 1
         self._passing(index)
         self._objects.bring(self._call.after)
+        self._objects.bring(self._stored and self._stored[1])
         output = self._rebuilt(self._call.output)
         self._set_gradients(None)
         self._graph.output(output)
@@ -129,11 +131,16 @@ class Writer:
         bound = self._signature.bind(*self._call.args, **self._call.kwargs)
         for path, opened in objects_in(dict(bound.arguments)).values():
             self._objects.given(opened, partial(self._place, tuple(map(key_of, path))))
+        for before in objects_in(self._stored[0]).values() if self._stored else ():
+            path = (OWN, *map(key_of, before[0]))
+            self._objects.given(before[1], partial(self._place, path))
         if self.switches_gradients:
             self._asked = self._graph.call_function(torch.is_grad_enabled)
 
     def _place(self, path: Path) -> fx.Node:
         """An argument, or what it holds at some place."""
+        if path == (OWN,):
+            self._places[path] = self._graph.get_attr("depgraph_self")
         if path not in self._places:
             source, key = self._place(path[:-1]), path[-1]
             named = isinstance(key, Attribute)
@@ -224,7 +231,7 @@ class Writer:
             self._set_gradients(self._forced_call(child))
             result = self._called_child(child)
             if not any(isinstance(x, Unread) for x in pytree.tree_leaves(child.output)):
-                what = f"module '{child.name}' of {self._where}"
+                what = f"'{child.name}' of a {self._cls.__name__}"
                 passed = (result, self._mapped(child.output), what)
                 self._graph.call_function(passed_on, passed)
 

@@ -117,7 +117,7 @@ def walk(
     others = [trace for trace in others if not runs_alike(p, trace)]
     in_modes = (p, *(_walk_again(p, trace, Propagation) for trace in others))
     complete = [q.trace.complete for q in in_modes if q.trace.complete is not None]
-    aside = tuple(_walk_again(p, trace, _Unread) for trace in complete)
+    aside = tuple(_walk_again(p, trace, UnreadOps) for trace in complete)
     turned = tuple(_walk_again(p, trace, Propagation) for trace in branches)
     for q in (*in_modes, *turned):
         _freeze_hooked(q)
@@ -127,7 +127,7 @@ def walk(
     return in_modes, (*turned, *aside)
 
 
-class _Unread(Propagation):
+class UnreadOps(Propagation):
     """A walk over ops that have to run after a cut, whatever comes of them."""
 
     def freeze(self, node: Any, reason: str, dims: Sequence[int] | None = None) -> None:

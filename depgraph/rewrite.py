@@ -30,11 +30,13 @@ from depgraph._calls import ModuleCall, Unread
 from depgraph._code import compile_graph
 from depgraph._conditions import Conditions, Fits, autocast_of
 from depgraph._folding import constants_property, constants_readable, split_constants
-from depgraph._given import Given, Path, Reader, Symbol, leaves_of, renewed
+from depgraph._given import OWN, Given, Path, Reader, Symbol, leaves_of, renewed, spelled
 from depgraph._modules import is_layer, named_modules, named_tensors
+from depgraph._objects import Absent, Opened
 from depgraph._skeleton import Skeleton, Traced
 from depgraph._values import Values
 from depgraph._writer import Writer
+from depgraph.alongside import UnreadOps
 from depgraph.axes import Atom, Axis
 from depgraph.errors import DepgraphError
 from depgraph.propagate import Propagation
@@ -246,8 +248,7 @@ class Rewrite:
         bound = self._signature.bind(*call.args, **call.kwargs)
         bound.apply_defaults()
         bound.arguments.update(pytree.tree_map_only(fx.Node, held, dict(bound.arguments)))
-        given = self._reader.read(bound, dense=True)
-        self._write(module, given, modes)
+        self._write(module, bound, modes, dense=True)
         # one skeleton, written alike for the traced call, is written alike for any other
         self.alike = (id(self.skeleton), self._removed, self._dropped, self._source)
 
@@ -271,13 +272,27 @@ class Rewrite:
     def _write_for(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> _Written:
         bound = self._signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        given = self._reader.read(bound, dense=False)
-        return self._write(module, given, {name: m.training for name, m in _modules(module)})
+        return self._write(module, bound, {name: m.training for name, m in _modules(module)})
 
-    def _write(self, module: nn.Module, given: Given, modes: dict[str, bool]) -> _Written:
+    def _write(
+        self,
+        module: nn.Module,
+        bound: inspect.BoundArguments,
+        modes: dict[str, bool],
+        dense: bool = False,
+    ) -> _Written:
         # whatever records or transforms outside (a trace, an export) sees none of this
         with self._lock, _disable_current_modes():
-            return self._write_unseen(module, given, modes)
+            while True:
+                known = len(self.skeleton.changing)
+                if known:
+                    own = {n: vars(module).get(n, Absent) for n in sorted(self.skeleton.changing)}
+                    bound.arguments[OWN] = Opened(type(module), own, module)
+                given = self._reader.read(bound, dense)
+                written = self._write_unseen(module, given, modes)
+                if len(self.skeleton.changing) == known:
+                    return written
+                self._written = ()  # none of these asks for all that the forward changes
 
     def _write_unseen(self, module: nn.Module, given: Given, modes: dict[str, bool]) -> _Written:
         live = self._left(named_tensors(module)[0])
@@ -298,6 +313,7 @@ class Rewrite:
         needed = {n: x.requires_grad for n, x in live.items() if isinstance(x, nn.Parameter)}
         state = (self._dropped, autocast, needed, tuple(flags.items()))
         traced = self.skeleton.traced(given, modes, types, buffers, *state)
+        self._check_own(given, traced)
         p = self._propagated(given, traced)
         kept = {given.atoms[a]: units for a, units in self._kept.items() if a in given.atoms}
         conditions = Conditions(self._signature)
@@ -337,10 +353,29 @@ class Rewrite:
         self._written = (*self._written[1 - _KEPT :], made)
         return made
 
+    def _check_own(self, given: Given, traced: Traced) -> None:
+        """Note what the forward changes of its module, which needs its state; refuse stale ones."""
+        if traced.raw.stored is not None:
+            self.skeleton.changing.update(traced.raw.stored[1].fields)
+        for node, tensor in zip(traced.raw.inputs, given.tensors.values(), strict=True):
+            path = tensor.places[0]
+            if tensor.unread and path[0] == OWN and node.users:
+                raise DepgraphError(
+                    f"{self.where} computes with '{spelled(path)}', which it has kept from a call "
+                    "at other sizes than it has now; set it anew"
+                )
+
     def _note_objects(self, given: Given, trace: Trace, p: Propagation) -> None:
         after = trace.calls_of[""][-1].after
-        if after is not None:
-            left = leaves_of(dict(self._signature.bind(*after[0], **after[1]).arguments))
+        stored = trace.stored
+        if after is not None or stored is not None:
+            args, kwargs = after or ((), {})
+            left = leaves_of(
+                {
+                    **self._signature.bind_partial(*args, **kwargs).arguments,
+                    **({} if stored is None else {OWN: stored[1]}),
+                }
+            )
             axes = {path: p.axes(leaf) for path, leaf in left if isinstance(leaf, fx.Node)}
             self._reader.note(given, axes)
 
@@ -376,14 +411,18 @@ class Rewrite:
         }
         for node, tensor in zip(trace.inputs, given.tensors.values(), strict=True):
             seeds[node] = list(tensor.axes)
-        p = Propagation(trace, seeds)
+        p = Propagation(trace if trace.stored is None else trace.returning, seeds)
         p.run(outputs_are_fixed=False)
+        if trace.stored is not None:
+            p = UnreadOps(trace, seeds, p.algebra)
+            p.run(outputs_are_fixed=False)
         cut = [given.atoms[atom] for atom in self._kept if atom in given.atoms]
         if any(atom.frozen or atom.bound for atom in cut):
             why = next((f": {atom.frozen}" for atom in cut if atom.frozen), "")
             raise DepgraphError(
                 f"{self.where} couples units here that it did not couple when the model was traced "
-                f"(in another mode, or at other sizes{why}); trace the model so to make a plan"
+                f"(in another mode, at other sizes, or with what an earlier call left in it{why}); "
+                "trace the model so to make a plan"
             )
         return p
 
@@ -391,7 +430,6 @@ class Rewrite:
         compiled = self.skeleton.compiled
         whole, attribute = _compile(graph, compiled), f"depgraph_constants_{number}"
         self._source = whole.__code__
-        whole, attribute = compile_graph(graph), f"depgraph_constants_{number}"
         parts = split_constants(graph, attribute)
         if parts is None:
             return whole
@@ -400,8 +438,6 @@ class Rewrite:
             self.cls, attribute, constants_property(_compile(constants, compiled), names, attribute)
         )
         folded, readable = _compile(rest, compiled), constants_readable(names)
-        setattr(self.cls, attribute, constants_property(compile_graph(constants), names, attribute))
-        folded, readable = compile_graph(rest), constants_readable(names)
 
         def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
             return (folded if readable(self) else whole)(self, *args, **kwargs)
@@ -448,10 +484,7 @@ def _compile(graph: fx.Graph, known: dict[Any, Forward]) -> Forward:
     if key not in known:
         if len(known) >= _KEPT:
             known.clear()
-        code = graph.python_code("self")
-        namespace = dict(code.globals)
-        exec(compile(code.src, "<depgraph: rewritten forward>", "exec"), namespace)
-        known[key] = namespace["forward"]
+        known[key] = compile_graph(graph)
     return known[key]
 
 
@@ -469,6 +502,7 @@ def _class_of(rewrite: Rewrite) -> type[nn.Module]:
         "__qualname__": base.__qualname__,
         "__doc__": f"{base.__name__} with a forward rewritten for its pruned sizes.",
         "__reduce_ex__": _reduced,
+        "depgraph_self": property(lambda self: self),
     }
     made: type[nn.Module] = type(base.__name__, (base,), namespace)
     return made

@@ -50,7 +50,8 @@ class Trace:
     are the nodes that pick as many entries as values say that differ from call to call, here all;
     ``gradients_read`` says whether the forward asked which tensors need gradients; ``hooked`` of
     which modules a hook may change ``"args"``, ``"output"`` or ``"both"`` (`depgraph._hooks`);
-    ``values`` knows what nodes hold that follow from no pixels and no weights.
+    ``values`` knows what nodes hold that follow from no pixels and no weights; ``stored`` is what
+    attributes of a module held before and after that its forward changes (`depgraph._objects`).
     """
 
     nodes: tuple[fx.Node, ...]
@@ -73,11 +74,22 @@ class Trace:
     gradients_read: bool = False
     hooked: Mapping[str, str] = field(default_factory=dict)
     values: Values | None = None
+    stored: Any = None
 
     @cached_property
     def asking(self) -> frozenset[fx.Node]:
         """Nodes that only lead to a value which the forward has read, and to no output."""
         return frozenset(self.nodes) - alive_nodes(self.nodes, (self.nodes[-1], *self.outputs))
+
+    @property
+    def returning(self) -> Trace:
+        """The same without the ops for what the module only stores in its own attributes."""
+        call = self.calls_of[""][-1]
+        kept = pytree.tree_leaves((call.after, [(c.args, c.kwargs) for c in self.calls]))
+        nodes = (node for node in kept if isinstance(node, fx.Node))
+        reads = (read.node for read in self.reads)
+        alive = alive_nodes(self.nodes, (self.nodes[-1], *self.outputs, *reads, *nodes))
+        return dataclasses.replace(self, nodes=tuple(n for n in self.nodes if n in alive))
 
     @property
     def inputs_read(self) -> frozenset[int]:
@@ -188,6 +200,7 @@ def _traced(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], mak
         gradients_read=recorder.gradients_read,
         hooked=recorder.hooked,
         values=recorder.values,
+        stored=recorder.stored,
     )
     return traced if recorder.unread is None else _completed(traced, recorder.unread)
 
@@ -326,10 +339,12 @@ def _recorded(
     given = pytree.tree_map_only(Tensor, recorder.input, opened((args, kwargs)))
     meta_args, meta_kwargs = closed(given)
     entries = filling(model)
+    recorder.begin(model)
     recorder.below = sys._getframe()
     try:
         with recorder.watch(model, alike), caches_bypassed(model), sight(recorder):
             output = model(*meta_args, **meta_kwargs)
+            recorder.end(model)
     except _FORWARD_ERRORS as error:
         where = f"in module '{recorder.current}'" if recorder.current else "in the model"
         line = _source_line(error)

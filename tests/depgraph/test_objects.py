@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -179,3 +180,88 @@ def test_a_language_model_generates_with_its_cache_after_a_cut() -> None:
         for network in (small, reference)
     ]
     torch.testing.assert_close(*made)
+
+
+class Keeping(nn.Module):
+    """Changes attributes of its own in a forward that has a width written into it."""
+
+    def __init__(self, keep: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.keep = nn.Linear(8, 12), nn.Linear(12, 8), keep
+        self.kept: Any = None
+        self.count = 0
+        self.history: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x).view(*x.shape[:2], 4, 3).sin()
+        result: Tensor = self.b(self.keep(self, y).flatten(2))
+        return result
+
+
+def scores(net: Any, y: Tensor) -> Tensor:
+    net.kept = (y @ y.mT).sum((2, 3))
+    return y
+
+
+def normalised(net: Any, y: Tensor) -> Tensor:
+    net.kept = y.flatten(2).softmax(-1).sum(-1)
+    return y
+
+
+def first_of_all(net: Any, y: Tensor) -> Tensor:
+    if not hasattr(net, "first"):
+        net.first = y.new_full((), 3.0)
+    net.kept = net.first
+    return y * net.first
+
+
+def counted(net: Any, y: Tensor) -> Tensor:
+    net.count += 1
+    return y * net.count
+
+
+def listed(net: Any, y: Tensor) -> Tensor:
+    net.history.append(y.sum((1, 2, 3)))
+    return y + net.history[-1].mean()
+
+
+def remembered(net: Any, y: Tensor) -> Tensor:
+    before = y if net.kept is None else net.kept
+    net.kept = y
+    return y + before[:1]
+
+
+KEEP = [scores, normalised, first_of_all, counted, listed, remembered]
+
+
+@pytest.mark.parametrize("keep", KEEP)
+def test_what_a_forward_keeps_in_its_module_it_keeps_once_rewritten(
+    keep: Callable[..., Tensor],
+) -> None:
+    model = randomise(Keeping(keep)).double().eval()
+    graph = depgraph.trace(model, tokens(2, 4))
+    plan = graph.plan(random_units(graph, 0, 0.4))
+    small, reference = plan.apply(model), masked(model, plan)
+    assert "depgraph_rewrite" in vars(type(small))
+    for batch in (2, 3, 3):
+        x = tokens(batch, 4)
+        torch.testing.assert_close(small(x), reference(x))
+        assert small.count == reference.count
+        assert len(small.history) == len(reference.history)  # type: ignore[arg-type]
+        if keep in (scores, first_of_all):
+            torch.testing.assert_close(small.kept, reference.kept)
+    assert model.kept is None and not model.history
+
+
+@pytest.mark.parametrize("keep", [scores, remembered])
+def test_what_was_kept_before_a_cut_is_replaced_or_refused(keep: Callable[..., Tensor]) -> None:
+    model = Keeping(keep).double().eval()
+    graph = depgraph.trace(model, tokens(2, 4))
+    plan = graph.plan(random_units(graph, 0, 0.4))
+    with torch.no_grad():
+        model(tokens(2, 4))
+    if keep is scores:
+        assert plan.apply(model)(tokens(2, 4)).shape == (2, 4, 8)
+        return
+    with pytest.raises(depgraph.DepgraphError, match="an earlier call left"):
+        plan.apply(model)
