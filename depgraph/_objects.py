@@ -7,6 +7,7 @@ trace, is another one.
 
 from __future__ import annotations
 
+import keyword
 import types
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -71,9 +72,14 @@ def own_attributes(module: nn.Module) -> Opened:
     own = {
         name: value
         for name, value in vars(module).items()
-        if name not in _OF_EVERY_MODULE and type(value) is not dict and name.isidentifier()
+        if name not in _OF_EVERY_MODULE and type(value) is not dict and _is_name(name)
     }
     return Opened(type(module), opened(own), module)
+
+
+def _is_name(name: Any) -> bool:
+    """Whether an attribute can be written in code."""
+    return type(name) is str and name.isidentifier() and not keyword.iskeyword(name)
 
 
 def keeps_state(value: Any) -> bool:
@@ -81,7 +87,7 @@ def keeps_state(value: Any) -> bool:
     if isinstance(value, _OTHERS) or type(value).__module__.partition(".")[0] in _PLAIN_MODULES:
         return False
     names = getattr(value, "__dict__", None)
-    if type(names) is not dict or not all(map(str.isidentifier, names)):
+    if type(names) is not dict or not all(map(_is_name, names)):
         return False
     try:
         plain_key(value)
