@@ -217,7 +217,7 @@ def _batches_and_sizes(agree: Agreement, network: Network) -> None:
         taken = 0
         for size in OTHER_SIZES[network.start]:
             if taken < 2:
-                taken += agree.run(f"size{mode}", network.example(2, size))
+                taken += agree.run(f"size{mode}", network.example(2, size), rows=2)
 
 
 def _said(error: BaseException) -> str:
