@@ -325,7 +325,7 @@ def kind_of(finding: Finding) -> str:
     """What was found, without names and numbers."""
     text = finding.text.split("\n")[0]
     text = re.sub(r"\([^()]*, line \d+\)", "", text)
-    text = re.sub(r"'[^']*'|`[^`]*`|\"[^\"]*\"", "..", text)
+    text = re.sub(r"'[^']*'( \(\w+\))?|`[^`]*`|\"[^\"]*\"", "..", text)
     text = re.sub(r"\[[^\]]*\]", "[..]", text)
     text = re.sub(r"\b\d[\w.+-]*", "n", text)
     return f"{finding.check}: {' '.join(text.split())}"[:140]
