@@ -145,9 +145,16 @@ def _print(numbers: dict[str, Any], kinds: list[tuple[str, str, list[int]]]) -> 
     console.print(
         table("frozen groups", ("why", "groups"), [(k, str(n)) for k, n in frozen.items()])
     )
-    for outcome, kind, found in kinds:
-        seeds = ", ".join(map(str, found[:12])) + (", ..." if len(found) > 12 else "")
-        console.print(f"{len(found):5d} {outcome} {kind} (seeds {seeds})", markup=False)
+    rows = [
+        (outcome, kind, str(len(found)), f"{len(found) / numbers['networks']:.1%}", _some(found))
+        for outcome, kind, found in kinds
+    ]
+    heading = ("outcome", "kind", "networks", "share", "seeds")
+    console.print(table("not exact, by kind", heading, rows))
+
+
+def _some(seeds: list[int]) -> str:
+    return ", ".join(map(str, seeds[:12])) + (", ..." if len(seeds) > 12 else "")
 
 
 def _print_smaller(kind: str, seed: int) -> None:

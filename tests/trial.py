@@ -217,7 +217,7 @@ def _batches_and_sizes(agree: Agreement, network: Network) -> None:
         taken = 0
         for size in OTHER_SIZES[network.start]:
             if taken < 2:
-                taken += agree.run(f"size{mode}", network.example(2, size))
+                taken += agree.run(f"size{mode}", network.example(2, size), rows=2)
 
 
 def _said(error: BaseException) -> str:
@@ -325,7 +325,7 @@ def kind_of(finding: Finding) -> str:
     """What was found, without names and numbers."""
     text = finding.text.split("\n")[0]
     text = re.sub(r"\([^()]*, line \d+\)", "", text)
-    text = re.sub(r"'[^']*'|`[^`]*`|\"[^\"]*\"", "..", text)
+    text = re.sub(r"'[^']*'( \(\w+\))?|`[^`]*`|\"[^\"]*\"", "..", text)
     text = re.sub(r"\[[^\]]*\]", "[..]", text)
     text = re.sub(r"\b\d[\w.+-]*", "n", text)
     return f"{finding.check}: {' '.join(text.split())}"[:140]
