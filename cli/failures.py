@@ -21,7 +21,11 @@ FAILURES = (
 
 
 def sentence(error: BaseException) -> str:
-    """What went wrong, in one sentence."""
+    """What went wrong, in one sentence; a terminal obeys nothing in it, whoever named things."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in _sentence(error))
+
+
+def _sentence(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return (
             "interrupted; what was finished is kept: sweep goes on there, the others with --resume"

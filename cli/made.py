@@ -16,6 +16,7 @@ import click
 
 from cli.output import check_replaceable
 from depgraph import DepgraphError
+from depgraph._files import read_text
 from depgraph.checkpoint import INDEX, WEIGHTS
 from depgraph.files import MARK
 from domains._checkpoint import is_checkpoint
@@ -186,8 +187,8 @@ def _fits(path: Path, own: bool) -> bool:
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return json.loads(read_text(path.parent, path.name))
+    except (ValueError, RecursionError):  # DepgraphError among them
         return None
 
 

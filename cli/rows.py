@@ -14,6 +14,7 @@ import depgraph
 from cli.models import example_inputs
 from cli.output import environment
 from cli.settings import RunSettings
+from depgraph._files import read_text
 from domains import FinetuneSettings, processes, timing
 
 
@@ -85,8 +86,8 @@ def result_row(
 def finished_row(path: Path) -> dict[str, Any] | None:
     """The result that a run wrote; None where there is none, or none that can be read."""
     try:
-        row = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        row = json.loads(read_text(path.parent, path.name))
+    except (ValueError, RecursionError):  # DepgraphError among them
         return None
     parts = ("settings", "dense", "pruned", "pruned_only")
     whole = isinstance(row, dict) and all(isinstance(row.get(part), dict) for part in parts)

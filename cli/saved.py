@@ -12,6 +12,7 @@ from torch import nn
 
 import depgraph
 from depgraph import DepgraphError
+from depgraph._files import read_text
 from depgraph.hub import fetch, is_hub_name
 
 
@@ -92,9 +93,10 @@ def read_record(path: Path) -> dict[str, Any]:
     DepgraphError
         When the file cannot be read, or holds no object.
     """
+    text = read_text(path.parent, path.name)
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        record = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise DepgraphError(
             f"'{path}' is damaged: {error}; make it anew, or choose another directory"
         ) from error

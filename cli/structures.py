@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import timm
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
@@ -17,7 +18,11 @@ from cli.models import constructor_arguments, create_model, example_inputs, note
 from cli.saved import is_saved_model, read_record
 from depgraph import DepgraphError
 from depgraph._files import read_json
-from depgraph._recipe import check_arguments, check_config, transformers_class
+from depgraph._recipe import Recipe, build, check_arguments, check_config, transformers_class
+from depgraph.checkpoint import Checkpoint
+
+_MAX_BUFFER_BYTES = 8 << 30
+"""Tables of positions and masks that are made in memory."""
 
 TOKENS = 128
 """Length of the text that a language model's multiply-accumulates are counted for."""
@@ -68,8 +73,9 @@ def load_structure(
     elif name is None and "model_type" in config:
         return _transformers(checkpoint)
     else:
+        named = name is not None
         if name is None:
-            name = config.get("architecture")
+            name = _named(config)
             kept = {key: config[key] for key in ("num_classes",) if key in config}
             arguments = {**kept, **config.get("model_args", {}), **arguments}
         if name is None:
@@ -78,6 +84,8 @@ def load_structure(
                 "no config.json of timm or transformers; name the model before --checkpoint"
             )
         check_arguments(name, arguments)
+        if not named:
+            _check_buffers({"library": "timm", "name": name, "arguments": arguments}, checkpoint)
         with init_empty_weights(include_buffers=False):
             model = create_model(name, arguments)
         note_source(model, name, arguments)
@@ -87,6 +95,23 @@ def load_structure(
 def _config(checkpoint: Path) -> dict[str, Any]:
     path = checkpoint / "config.json"
     return read_record(path) if path.exists() else {}
+
+
+def _named(config: dict[str, Any]) -> str | None:
+    """The model of timm that a checkpoint is of; by a name of timm's own, which names no place."""
+    name = config.get("architecture")
+    return name if isinstance(name, str) and timm.is_model(name.partition(".")[0]) else None
+
+
+def _check_buffers(recipe: Recipe, checkpoint: Path) -> None:
+    """Refuse a configuration that asks for more than a model of the tensors in the checkpoint."""
+    model = build(recipe, 20_000 + 50 * len(Checkpoint(checkpoint).tensors))
+    size = sum(buffer.nbytes for buffer in model.buffers())
+    if size > _MAX_BUFFER_BYTES:
+        raise DepgraphError(
+            f"'{checkpoint / 'config.json'}' asks for {size:,} bytes of buffers, which are no "
+            "weights; check its sizes"
+        )
 
 
 def _transformers(checkpoint: Path) -> tuple[nn.Module, Tensor]:
@@ -100,7 +125,11 @@ def _transformers(checkpoint: Path) -> tuple[nn.Module, Tensor]:
         )
     made = transformers_class(name)
     try:
-        config = made.config_class.from_dict(check_config(name, said))
+        arguments = check_config(name, said)
+        _check_buffers(
+            {"library": "transformers", "name": name, "arguments": arguments}, checkpoint
+        )
+        config = made.config_class.from_dict(arguments)
     except FAILURES as error:
         raise DepgraphError(f"'{checkpoint / 'config.json'}' is no {name}'s: {error}") from error
     if getattr(config, "use_cache", False):

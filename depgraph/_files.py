@@ -38,7 +38,9 @@ def inside(directory: Path, name: str) -> Path:
     if not name or name in (".", "..") or "/" in name or "\\" in name or "\0" in name:
         raise DepgraphError(f"'{directory}' names a file {name[:80]!r}, which is not one in it")
     path = directory / name
-    root = directory.parent.parent if directory.parent.name == "snapshots" else directory
+    above = directory.absolute().parents
+    cached = above[0].name == "snapshots" and above[1].name.startswith("models--")
+    root = above[1] if cached else directory
     try:
         regular = stat.S_ISREG(path.stat().st_mode)
         found, root = path.resolve(), root.resolve()
@@ -68,6 +70,25 @@ def checksum(directory: Path, name: str) -> str:
     return f"{found:08x}"
 
 
+def read_text(directory: Path, name: str) -> str:
+    """The text of a file of a folder.
+
+    Raises
+    ------
+    DepgraphError
+        When it is not there, too large, or no text.
+    """
+    path = inside(directory, name)
+    try:
+        if path.stat().st_size > MAX_TEXT_BYTES:
+            raise DepgraphError(f"'{path}' has more than {MAX_TEXT_BYTES} bytes; save it again")
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise DepgraphError(f"cannot read '{path}': {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise DepgraphError(f"'{path}' is damaged: it is no text; save it again") from error
+
+
 def read_json(directory: Path, name: str) -> dict[str, Any]:
     """The object that a file of a folder holds.
 
@@ -85,16 +106,13 @@ def read_json(directory: Path, name: str) -> dict[str, Any]:
     DepgraphError
         When the file is not there, too large, or no JSON object with each key once.
     """
-    path = inside(directory, name)
+    text = read_text(directory, name)
     try:
-        if path.stat().st_size > MAX_TEXT_BYTES:
-            raise DepgraphError(f"'{path}' has more than {MAX_TEXT_BYTES} bytes; save it again")
-        return parse_object(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DepgraphError(f"cannot read '{path}': {error.strerror or error}") from error
+        return parse_object(text)
     except (ValueError, RecursionError) as error:
-        text = str(error)[:200]
-        raise DepgraphError(f"'{path}' is damaged: {text}; save the model again") from error
+        raise DepgraphError(
+            f"'{directory / name}' is damaged: {str(error)[:200]}; save the model again"
+        ) from error
 
 
 def parse_object(text: str) -> dict[str, Any]:

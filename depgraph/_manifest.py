@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from depgraph._arguments import MAX_INTEGER
 from depgraph._files import read_json
 from depgraph._inputs import State
-from depgraph._recipe import MAX_INTEGER, Recipe, check
+from depgraph._recipe import Recipe, check
 from depgraph.errors import DepgraphError
 from depgraph.plan import Plan
 
@@ -125,8 +126,11 @@ def _checked(data: dict[str, Any]) -> Manifest:
         if not isinstance(plan.axes, dict) or not isinstance(plan.buffer_axes, dict):
             raise TypeError("axes are named")
     _check_state(data["state"])
+    cls = _word(data["cls"])
+    if not cls.isidentifier():  # messages spell code with it
+        raise ValueError(f"{cls[:60]!r} is no name of a class")
     return Manifest(
-        cls=_word(data["cls"]),
+        cls=cls,
         recipe=data["recipe"],
         why=_word(data["why"]),
         plans=plans,

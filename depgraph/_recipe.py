@@ -8,7 +8,6 @@ checkpoint or code.
 
 from __future__ import annotations
 
-import math
 import re
 import threading
 import warnings
@@ -20,45 +19,23 @@ from inspect import signature
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.module import (
     register_module_module_registration_hook,
     register_module_parameter_registration_hook,
 )
 
+from depgraph._arguments import check_value, listed
 from depgraph.errors import DepgraphError
 
 Recipe = dict[str, Any]
 """``{"library": "timm", "name": "vit_base_patch16_224", "arguments": {"num_classes": 7}}``."""
-
-MAX_INTEGER = 1 << 24
-"""Largest integer among the arguments of a recipe: no vocabulary, image or context is larger."""
 
 IMPLEMENTATION = "attn_implementation"
 """The argument of transformers that says which attention function runs."""
 
 _SOURCE = 'write source=("timm", name, {argument: value}), or "torchvision" or "transformers" first'
 
-_FORBIDDEN_WORDS = frozenset(
-    {"pretrained", "checkpoint", "weights", "overlay", "code", "path", "file", "filename", "files"}
-    | {"dir", "directory", "folder", "url", "uri", "hub", "repo", "cache"}
-)
-_FORBIDDEN = frozenset(
-    {"auto_map", "kernel_config", "use_kernels", "quantization_config"}
-    | {"backbone"}  # a name by which transformers reads a configuration
-)
-_SWITCHES = frozenset({"use_cache", "init_weights"})
-_SIZES = frozenset({"pretrained_window_size", "pretrained_window_sizes"})
-_LABELS = frozenset({"id2label", "label2id"})
-"""Mappings between numbers and the names of classes, which may be any text."""
-_IMPLEMENTATIONS = ("eager", "sdpa")
-_LENGTHS = frozenset(
-    {"depth", "depths", "layer", "layers", "blocks", "repeat", "repeats", "stages", "steps"}
-    | {"iteration", "iterations", "iters", "loops"}
-)
-_MAX_LENGTH = 1024
-"""Layers of a model."""
-_MAX_DEPTH, _MAX_WORD = 16, 200
 _NAME = re.compile(r"[\w-]+")
 """Of a module or parameter, some of which come from arguments: they appear in generated code."""
 
@@ -90,7 +67,7 @@ def as_recipe(source: Any) -> Recipe:
         recipe = {"library": library, "name": name, "arguments": arguments}
     else:
         raise DepgraphError(f"source={source!r} does not say how the model is made; {_SOURCE}")
-    recipe = {**recipe, "arguments": _listed(recipe.get("arguments", {}))}
+    recipe = {**recipe, "arguments": listed(recipe.get("arguments", {}))}
     check(recipe)
     return recipe
 
@@ -112,7 +89,7 @@ def check_config(name: str, config: dict[str, Any]) -> dict[str, Any]:
 
 def check_arguments(name: str, arguments: Mapping[str, Any]) -> None:
     """Refuse arguments for timm that could name a file, an address or code; see `check`."""
-    check({"library": "timm", "name": name, "arguments": _listed(arguments)})
+    check({"library": "timm", "name": name, "arguments": listed(arguments)})
 
 
 ORIGIN = frozenset({"_name_or_path", "transformers_version", "architectures", "auto_map"})
@@ -123,13 +100,6 @@ def _without_origin(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(k): _without_origin(v) for k, v in value.items() if k not in ORIGIN}
     return [_without_origin(v) for v in value] if isinstance(value, (list, tuple)) else value
-
-
-def _listed(value: Any) -> Any:
-    """Plain data as JSON gives it back."""
-    if isinstance(value, Mapping):
-        return {str(key): _listed(item) for key, item in value.items()}
-    return [_listed(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def check(recipe: Any) -> None:
@@ -152,62 +122,7 @@ def check(recipe: Any) -> None:
     for key, value in recipe["arguments"].items():
         if not key.isidentifier():
             raise DepgraphError(f"argument {key[:60]!r} of a recipe is no name; {_SOURCE}")
-        _check_value(key, key, value, 0)
-
-
-def _check_value(where: str, key: str, value: Any, depth: int) -> None:
-    if depth > _MAX_DEPTH:
-        raise DepgraphError(f"argument '{where[:60]}' of a recipe is nested too deeply")
-    if key in _FORBIDDEN or not _FORBIDDEN_WORDS.isdisjoint(key.lower().split("_")):
-        if not (_is_off(value) or (key in _SWITCHES and value is True) or _is_size(key, value)):
-            raise DepgraphError(
-                f"argument '{where[:60]}' of a recipe could name a file, an address or code; "
-                "leave it out, or save without a source and give load a model"
-            )
-    elif key.endswith("implementation") and value not in (None, *_IMPLEMENTATIONS):
-        raise DepgraphError(
-            f"argument '{where[:60]}' of a recipe is none of {', '.join(_IMPLEMENTATIONS)}; set it "
-            "after loading"
-        )
-    if isinstance(value, dict):
-        for name, item in value.items():
-            if not (key in _LABELS and type(item) in (str, int)):
-                _check_value(f"{where}.{name}", str(name), item, depth + 1)
-    elif isinstance(value, list):
-        for item in value:
-            _check_value(where, key, item, depth + 1)
-    elif not _is_plain(value, largest := _largest(key)):
-        raise DepgraphError(
-            f"argument '{where[:60]}' of a recipe is {str(value)[:40]!r}; it may be a number up to "
-            f"{largest}, true, false, null, or a word without a path or an address in it"
-        )
-
-
-def _is_off(value: Any) -> bool:
-    return value is None or value is False or value in ("", [], {})
-
-
-def _is_size(key: str, value: Any) -> bool:
-    """Whether a value is a share (``drop_path_rate``), or sizes of what a model was trained on."""
-    numbers = value if isinstance(value, list) else [value]
-    if "pretrained" in key.split("_"):
-        return key in _SIZES and all(type(number) is int for number in numbers)
-    return all(type(number) is float and number < 1 for number in numbers)
-
-
-def _largest(key: str) -> int:
-    """The largest integer of an argument: forwards are as long as layers are many."""
-    return MAX_INTEGER if _LENGTHS.isdisjoint(key.lower().split("_")) else _MAX_LENGTH
-
-
-def _is_plain(value: Any, largest: int) -> bool:
-    if isinstance(value, str):
-        return (
-            len(value) <= _MAX_WORD and not value.startswith(".") and not set(value) & set("/\\:~")
-        )
-    if type(value) is int:
-        return abs(value) <= largest
-    return value is None or type(value) is bool or (type(value) is float and math.isfinite(value))
+        check_value(key, key, value)
 
 
 def build(recipe: Recipe, limit: int) -> nn.Module:
@@ -263,7 +178,7 @@ def installed(library: str) -> str:
 
 @contextmanager
 def _at_most(limit: int) -> Iterator[None]:
-    """Stop a constructor of this thread that registers more, or under names that are code."""
+    """Stop a constructor of this thread that registers more, with data, or under odd names."""
     thread, count = threading.get_ident(), 0
 
     def registered(module: nn.Module, name: str, value: Any) -> None:
@@ -271,6 +186,8 @@ def _at_most(limit: int) -> Iterator[None]:
         if threading.get_ident() == thread:
             if not _NAME.fullmatch(name):
                 raise DepgraphError(f"the recipe gives a part of the model the name {name[:60]!r}")
+            if isinstance(value, Tensor) and not value.is_meta:
+                raise DepgraphError(f"the recipe makes '{name}' with data, which load reads")
             count += 1
             if count > limit:
                 raise DepgraphError(
@@ -341,12 +258,24 @@ def transformers_class(name: str) -> Any:
 
 def _transformers(name: str, arguments: dict[str, Any]) -> nn.Module:
     made = transformers_class(name)
+    _check_attributes(import_module("transformers").PreTrainedConfig, arguments)
     arguments = dict(arguments)
     implementation = arguments.pop(IMPLEMENTATION, None)
     config = made.config_class.from_dict(arguments)
     if implementation is not None:
         config._attn_implementation = implementation
     return made(config)
+
+
+def _check_attributes(base: type, arguments: Any) -> None:
+    """Refuse entries of configurations, which become attributes, that hide a method of theirs."""
+    values = arguments.values() if isinstance(arguments, dict) else arguments
+    for key in arguments if isinstance(arguments, dict) else ():
+        if callable(getattr(base, key, None)):
+            raise DepgraphError(f"a configuration has no entry '{key[:60]}': that is a method")
+    for value in values:
+        if isinstance(value, (dict, list)):
+            _check_attributes(base, value)
 
 
 _MAKERS: dict[str, Callable[[str, dict[str, Any]], nn.Module]] = {

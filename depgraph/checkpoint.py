@@ -23,6 +23,7 @@ from torch import Tensor
 
 from depgraph._files import inside, read_json
 from depgraph.errors import DepgraphError
+from depgraph.files import replacing
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -220,20 +221,15 @@ def write_shard(
         header[name] = {"dtype": _NAMES[dtype], **offsets}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for name in order:
-                for piece in pieces(name):
-                    file.write(piece.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-                if file.tell() != 8 + len(text) + header[name]["data_offsets"][1]:
-                    raise ValueError(f"the pieces of '{name}' do not add up to {tensors[name]}")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            for piece in pieces(name):
+                file.write(piece.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            if file.tell() != 8 + len(text) + header[name]["data_offsets"][1]:
+                raise ValueError(f"the pieces of '{name}' do not add up to {tensors[name]}")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def index_text(files: Mapping[str, str], total_bytes: int) -> str:

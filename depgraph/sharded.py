@@ -98,6 +98,8 @@ class ShardedSlicer:
 
     def write(self, folder: Path, after_piece: AfterPiece) -> None:
         """Write all files into a folder; shards that are there already are left as they are."""
+        for left in folder.glob(".*.tmp"):  # by what was killed
+            left.unlink()
         for file, new in self.files.items():
             if (folder / new).exists():
                 after_piece(self.checkpoint.num_bytes(file))

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from depgraph._arguments import MAX_INTEGER
 from depgraph._find import (
     SOURCE,
     arguments_of,
@@ -26,7 +27,7 @@ from depgraph._guard import unguard
 from depgraph._modules import named_modules
 from depgraph._outline import facts, first_difference, ops
 from depgraph._placing import registered
-from depgraph._recipe import MAX_INTEGER, Recipe, build, config_arguments
+from depgraph._recipe import Recipe, build, config_arguments
 from depgraph._replay import replay
 from depgraph.errors import DepgraphError
 from depgraph.plan import Plan

@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from depgraph._describe import Saved, describe, plans_of
-from depgraph._files import checksum, inside
+from depgraph._files import checksum, inside, read_json
 from depgraph._manifest import BEFORE, FORMAT, NAME, Manifest, read_manifest
 from depgraph._modules import structural_copy
 from depgraph._outline import facts, first_difference, ops
@@ -173,8 +173,8 @@ def check_place(directory: Path) -> None:
 def _says_ours(path: Path) -> bool:
     """Whether a configuration is one that this tool wrote."""
     try:
-        return "depgraph_format" in json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError, RecursionError):
+        return "depgraph_format" in read_json(path.parent, path.name)
+    except DepgraphError:
         return False
 
 

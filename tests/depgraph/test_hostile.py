@@ -46,6 +46,8 @@ def rewrite(folder: Path, **changes: Any) -> None:
         {**TIMM, "arguments": {"pretrained_cfg": {"file": "x"}}},
         {**TIMM, "arguments": {"pretrained_cfg_overlay": {"url": "x"}}},
         {**TIMM, "arguments": {"cache_dir": "x"}},
+        {**TIMM, "arguments": {"device": "cpu"}},
+        {**TIMM, "arguments": {"_private": 1}},
         {**TIMM, "arguments": {"norm_layer": "/tmp/x"}},
         {**TIMM, "arguments": {"norm_layer": {"object": "os:system"}}},
         {**TIMM, "arguments": {"depth": 10**7}},
@@ -70,6 +72,18 @@ def rewrite(folder: Path, **changes: Any) -> None:
         {"library": "transformers", "name": "AutoModel", "arguments": {}},
         {"library": "transformers", "name": "utils.hub", "arguments": {}},
         {"library": "transformers", "name": "ViTModel", "arguments": {"auto_map": {"a": "b"}}},
+        {"library": "transformers", "name": "ViTModel", "arguments": {"to_dict": 3}},
+        {"library": "transformers", "name": "ViTModel", "arguments": {"num_labels": 10**7}},
+        {
+            "library": "transformers",
+            "name": "LlamaModel",
+            "arguments": {"_attn_implementation_internal": "flash_attention_2"},
+        },
+        {
+            "library": "transformers",
+            "name": "XmodModel",
+            "arguments": {"languages": ['a") or boom("']},
+        },
         {
             "library": "transformers",
             "name": "ViTModel",
@@ -91,7 +105,8 @@ def test_a_recipe_that_could_do_more_than_make_a_model_is_refused(
     folder: Path, recipe: Any
 ) -> None:
     if isinstance(recipe, dict):
-        pytest.importorskip(str(recipe.get("library")))
+        library = pytest.importorskip(str(recipe.get("library")))
+        getattr(library, "BertModel", None)  # what transformers itself reads when it is first used
     rewrite(folder, recipe=recipe)
     depgraph.save(nn.Linear(2, 2), folder.parent / "other")
     with watched(folder) as seen, pytest.raises(depgraph.DepgraphError):
@@ -138,6 +153,21 @@ def test_units_and_sizes_without_bound_are_refused(folder: Path) -> None:
     rewrite(folder, plans=[{**plan, "inputs": [{"shape": [1], "dtype": "hub"}]}])
     with pytest.raises(depgraph.DepgraphError, match="dtype"):
         depgraph.load(folder)
+
+
+def test_what_a_message_spells_as_code_is_a_name(folder: Path) -> None:
+    rewrite(folder, recipe=None, cls="__import__('os').system('x') or Net")
+    with pytest.raises(depgraph.DepgraphError, match="no name of a class"):
+        depgraph.load(folder)
+
+
+def test_a_folder_that_is_called_as_one_in_the_hub_s_cache_is_none(folder: Path) -> None:
+    (folder.parent / "snapshots").mkdir()
+    place = folder.rename(folder.parent / "snapshots" / "model")
+    (place / "plan.json").rename(folder.parent / "plan.json")
+    (place / "plan.json").symlink_to(folder.parent / "plan.json")
+    with pytest.raises(depgraph.DepgraphError, match="no file in"):
+        depgraph.load(place)
 
 
 @pytest.mark.parametrize("name", ["plan.json", "model.safetensors"])
