@@ -23,7 +23,7 @@ from cli.params import (
 from cli.said import BEST_METRIC
 from cli.schedules import SCHEDULES, STEP_EPOCHS, STEPS
 from cli.tracking import TRACKERS, available_tracker
-from pruners import COMBINATIONS, METRICS
+from pruners import COMBINATIONS, METRICS, PRESETS
 from pruners._choices import AUTO, NORMALISATIONS
 from pruners.allocation import PER, SCOPES
 
@@ -150,7 +150,29 @@ compute_options = _combined(
     click.option("--amp/--no-amp", default=False, help="Mixed precision."),
 )
 
+
+def _preset(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Make a preset the default of the options that it speaks of."""
+    said = dict(PRESETS[value]) if value is not None else {}
+    by = said.get("compensate")
+    if by == "means":
+        said |= {"compensate": True, "compensate_by": "means"}
+    if isinstance(said.get("kinds"), str):
+        said["kinds"] = (said["kinds"],)
+    ctx.default_map = {**(ctx.default_map or {}), **said}
+    return value
+
+
 pruning_options = _combined(
+    click.option(
+        "--preset",
+        type=click.Choice(list(PRESETS)),
+        is_eager=True,
+        expose_value=False,
+        callback=_preset,
+        help="A method of others, to compare with: metric, kinds, scope and compensation, where "
+        "they are not said.",
+    ),
     click.option("--ratio", type=Share(), help="Share of the prunable units that is removed."),
     click.option("--target-macs", type=Share(), help="Share of the MACs that is kept."),
     click.option("--target-params", type=Share(), help="Share of the parameters that is kept."),
@@ -218,6 +240,13 @@ pruning_options = _combined(
         default=None,
         help="Refit what reads the units that stay, on images, without training  [where there are "
         "images].",
+    ),
+    click.option(
+        "--compensate-by",
+        type=click.Choice(["least-squares", "means"]),
+        default="least-squares",
+        show_default=True,
+        help="means: move the biases alone, so that the means of all outputs stay.",
     ),
     click.option(
         "--calibration",

@@ -27,6 +27,11 @@ def algorithm_said(name: str | None, arguments: dict[str, Any]) -> dict[str, Any
     return {} if name is None else {"algorithm": name, "algorithm_args": arguments}
 
 
+def compensation(wanted: bool, by: str) -> Any:
+    """Argument ``compensate`` of `pruners.prune`."""
+    return "means" if wanted and by == "means" else wanted
+
+
 BUDGETS = ("ratio", "target_macs", "target_params", "target_latency")
 """Options of which one says how much goes."""
 

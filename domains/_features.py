@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from depgraph import DepgraphError
+from depgraph._places import Places
 
 
 class Features:
@@ -25,7 +26,7 @@ class Features:
     """
 
     def __init__(self, model: nn.Module, with_tokens: bool = False) -> None:
-        self.model, self.with_tokens = model, with_tokens
+        self.places = Places(model) if with_tokens else None
         self.heads = _classifiers(model)
         self.watched = self.heads or [m for m in model.modules() if isinstance(m, nn.Linear)]
         if not self.watched:
@@ -34,37 +35,31 @@ class Features:
                 "algorithm and recipe without features"
             )
         self._inputs: dict[nn.Module, Tensor] = {}
-        self._tokens: Tensor | None = None
         self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> Features:
         self._handles = [m.register_forward_pre_hook(self._see) for m in self.watched]
-        if self.with_tokens:
-            self._handles += [m.register_forward_hook(self._pass) for m in self.model.modules()]
+        if self.places is not None:
+            self.places.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
         for handle in self._handles:
             handle.remove()
         self._inputs.clear()
-        self._tokens = None
+        if self.places is not None:
+            self.places.__exit__()
 
     def _see(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if not self.heads:
             self._inputs.clear()
         self._inputs[module] = args[0]
 
-    def _pass(self, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
-        if isinstance(output, Tensor) and _has_places(output):
-            self._tokens = output
-
     @property
     def tokens(self) -> Tensor:
-        """The last output of a module that has places: all tokens, or a feature map.
-
-        Of a model without such, `value`.
-        """
-        return self.value if self._tokens is None else self._tokens
+        """All tokens or the feature map before the head; of a model without such, `value`."""
+        last = None if self.places is None else self.places.last
+        return self.value if last is None else last
 
     @property
     def value(self) -> Tensor:
@@ -75,11 +70,6 @@ class Features:
             self._inputs[module].flatten(1) for module in self.watched if module in self._inputs
         ]
         return torch.cat(found, dim=1)
-
-
-def _has_places(x: Tensor) -> bool:
-    """Whether one sample of a batch is more than one vector."""
-    return x.dim() > 2 and x[0].numel() > max(x.shape[1:])
 
 
 def _classifiers(model: nn.Module) -> list[nn.Module]:

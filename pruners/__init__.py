@@ -2,7 +2,7 @@
 
 from pruners import schedules
 from pruners._units import reduce_others, sum_over_members
-from pruners.activation import FLAP, Wanda
+from pruners.activation import FLAP, Variance, Wanda
 from pruners.allocation import allocate
 from pruners.calibration import measured_latency
 from pruners.domain_aware import COMBINATIONS, DomainAware
@@ -14,7 +14,8 @@ from pruners.latency import LatencyModel
 from pruners.magnitude import L1, L2, Lamp, Random
 from pruners.metrics import METRICS, Metric, make_metric, register
 from pruners.norm_scale import NormScale
-from pruners.obs import OBS
+from pruners.obs import OBS, OBSFeatures
+from pruners.presets import PRESETS
 from pruners.pruning import PlannedCut, plan_cut, prune
 from pruners.scoring import samples_wanted, score
 from pruners.sharded import prune_checkpoint
@@ -23,8 +24,8 @@ from pruners.table import LatencyTable
 # In the order in which they are listed to people: the control first, then by what they look at.
 for _metric in (
     *(Random, L1, L2, Lamp, FPGM, NormScale),
-    *(Wanda, FLAP),
-    *(Taylor, Taylor2, Hessian, GaussNewton, Hutchinson, Fisher, OBS),
+    *(Wanda, FLAP, Variance),
+    *(Taylor, Taylor2, Hessian, GaussNewton, Hutchinson, Fisher, OBS, OBSFeatures),
 ):
     register(_metric)
 
@@ -36,6 +37,7 @@ __all__ = [
     "L2",
     "METRICS",
     "OBS",
+    "PRESETS",
     "DomainAware",
     "Fisher",
     "GaussNewton",
@@ -46,10 +48,12 @@ __all__ = [
     "LatencyTable",
     "Metric",
     "NormScale",
+    "OBSFeatures",
     "PlannedCut",
     "Random",
     "Taylor",
     "Taylor2",
+    "Variance",
     "Wanda",
     "allocate",
     "make_metric",

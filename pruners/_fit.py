@@ -59,6 +59,13 @@ class Fit:
         self.sum_x = zeros(width, dtype=torch.float64)
         self.sum_y = zeros(outputs, dtype=torch.float64)
 
+    def shift(self, weight: Tensor) -> Tensor:
+        """The bias with which the means of the outputs are those of y, the weight as it is."""
+        off_x, off_y = self.sum_x / self.count, self.sum_y / self.count
+        mean_x, mean_y = self.origin_x.double() + off_x, self.origin_y.double() + off_y
+        check_seen(self.name, mean_x, mean_y)
+        return mean_y - weight.double() @ mean_x
+
     def solve(
         self, weight: Tensor, bias: Tensor | None, damping: float
     ) -> tuple[Tensor, Tensor | None]:

@@ -133,6 +133,26 @@ class Wanda(_Activation):
         return weight.abs() * inputs.mean_square.sqrt()
 
 
+class Variance(_Activation):
+    """Variance of a unit's activation over all places of all samples, whatever reads it.
+
+    Other groups as for `Wanda`.
+
+    References
+    ----------
+    Berisha, Mehnert, Condurache: "Variance-Based Pruning for Accelerating and Compressing Trained
+    Networks", ICCV 2025, for hidden units; see `PRESETS` for the shift of means that goes with it.
+    """
+
+    name = "variance"
+    needs_data = True
+
+    def elements(self, weight: Tensor, inputs: _Inputs) -> Tensor:
+        """``var(x)`` shared out to the numbers that it multiplies."""
+        each = weight.numel() / weight.shape[1]
+        return (inputs.variance / each).expand_as(weight)
+
+
 class FLAP(_Activation):
     """Variance of a unit's activation times the squared norm of the weights that read it.
 

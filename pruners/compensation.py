@@ -43,6 +43,7 @@ def compensate(
     plan: Plan,
     batches: Iterable[Batch],
     damping: float = DAMPING,
+    means_only: bool = False,
 ) -> list[str]:
     """Refit, in place, every linear layer and convolution that lost inputs, and batch norms.
 
@@ -58,6 +59,8 @@ def compensate(
     damping : float
         ``min_D sum_t |y_t - (W + D) x_t|^2 + damping * mean(x^2) * samples * |D|^2``. Directions
         that the samples say nothing of keep their weights.
+    means_only : bool
+        Leave the weights as they are, and move the biases by what is lacking of the means.
 
     Returns
     -------
@@ -86,11 +89,11 @@ def compensate(
     }
     with evaluating(dense), evaluating(small):
         once, norms = _called_once(dense, losing, next(iter(batches))[0])
-        refit = _Refit(dense, small, plan, once, damping)
+        refit = _Refit(dense, small, plan, once, None if means_only else damping)
         original: dict[str, tuple[Tensor, Tensor]] = {}
         refit.go_through(batches, Recalibration(plan, norms, original))
         for layer in refit.layers.values():
-            layer.solve(damping)
+            layer.solve(refit.damping)
         if norms:
             refit.once = set()
             refit.go_through(batches, Recalibration(plan, norms, original))
@@ -140,7 +143,12 @@ class _Refit:
     """The layers of the pruned model, refitted to what those of the dense one give."""
 
     def __init__(
-        self, dense: nn.Module, small: nn.Module, plan: Plan, once: set[str], damping: float
+        self,
+        dense: nn.Module,
+        small: nn.Module,
+        plan: Plan,
+        once: set[str],
+        damping: float | None,
     ) -> None:
         self.small, self.plan, self.once, self.damping = small, plan, once, damping
         self.teacher = Teacher(dense, once)
@@ -202,8 +210,13 @@ class _Layer:
         self.fit = Fit(name)
         self.solved_at = 0
 
-    def solve(self, damping: float) -> None:
-        """Make it what is best for the places so far."""
+    def solve(self, damping: float | None) -> None:
+        """Make it what is best for the places so far; None: its bias alone."""
+        if damping is None:
+            if self.bias is not None:
+                self.bias.copy_(self.fit.shift(self.before[0]))
+            self.solved_at = self.fit.count
+            return
         weight, bias = self.fit.solve(*self.before, damping)
         self.weight.copy_(weight.reshape(self.weight.shape))
         if self.bias is not None and bias is not None:

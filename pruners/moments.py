@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from depgraph._places import Places
 from pruners._calls import Call, Watch, first_tensor, readable, run
 from pruners._finite import check_outputs, check_seen
 from pruners.gradient import evaluating
@@ -52,7 +53,11 @@ class Moments:
 
 
 def layer_moments(
-    model: nn.Module, weights: Iterable[str], batches: Iterable[Batch], seed: int = 0
+    model: nn.Module,
+    weights: Iterable[str],
+    batches: Iterable[Batch],
+    seed: int = 0,
+    of_tokens: bool = False,
 ) -> dict[str, Moments]:
     """Moments of linear layers and convolutions, by the name of the weight.
 
@@ -65,6 +70,8 @@ def layer_moments(
     batches : iterable of (inputs, targets)
     seed : int
         Of the labels, see `watch_gradients`.
+    of_tokens : bool
+        See `watch_gradients`.
 
     Returns
     -------
@@ -82,7 +89,7 @@ def layer_moments(
         sums[call.weight][0] += weighted_moment(x, place_weights(g).flatten())
         sums[call.weight][1] += weighted_moment(g.flatten(0, 1))
 
-    count = watch_gradients(model, set(weights), batches, tap, seed)
+    count = watch_gradients(model, set(weights), batches, tap, seed, of_tokens)
     for name, seen in sums.items():
         check_seen(name, *seen)
     return {
@@ -105,7 +112,12 @@ def weighted_moment(rows: Tensor, weights: Tensor | None = None) -> Tensor:
 
 
 def watch_gradients(
-    model: nn.Module, weights: set[str], batches: Iterable[Batch], tap: Tap, seed: int = 0
+    model: nn.Module,
+    weights: set[str],
+    batches: Iterable[Batch],
+    tap: Tap,
+    seed: int = 0,
+    of_tokens: bool = False,
 ) -> int:
     """Run the model forward and backward, and look at each layer with its gradient.
 
@@ -119,7 +131,11 @@ def watch_gradients(
         squared gradient is the Gauss-Newton matrix in expectation, however well it is trained.
     tap : callable
     seed : int
-        Of the labels.
+        Of the labels, or directions.
+    of_tokens : bool
+        The gradient is that of the tokens before the head in a direction drawn at random, for which
+        its square is the Gauss-Newton matrix of their squared distance, in expectation. The head
+        and its classes have no part in it.
 
     Returns
     -------
@@ -133,7 +149,7 @@ def watch_gradients(
         for parameter in wanted:
             parameter.requires_grad_(False)
         for inputs, targets in batches:
-            _one_batch(model, weights, inputs, tap, generator)
+            _one_batch(model, weights, inputs, tap, generator, of_tokens)
             count += len(targets)
     finally:
         for parameter in wanted:
@@ -142,7 +158,12 @@ def watch_gradients(
 
 
 def _one_batch(
-    model: nn.Module, weights: set[str], inputs: object, tap: Tap, generator: torch.Generator
+    model: nn.Module,
+    weights: set[str],
+    inputs: object,
+    tap: Tap,
+    generator: torch.Generator,
+    of_tokens: bool,
 ) -> None:
     def after(call: Call, output: Tensor) -> Tensor:
         if readable(call):
@@ -153,10 +174,27 @@ def _one_batch(
         return output
 
     with evaluating(model), torch.enable_grad():
-        with Watch(model, weights, after):
-            logits = first_tensor(run(model, inputs)).flatten(0, -2).float()
-        shares = logits.detach().softmax(-1).cpu()
-        check_outputs(shares)
-        labels = torch.multinomial(shares, 1, generator=generator).flatten().to(logits.device)
-        if logits.requires_grad:
-            F.cross_entropy(logits, labels, reduction="sum").backward()
+        with Places(model) as places, Watch(model, weights, after):
+            output = first_tensor(run(model, inputs))
+            tokens = output if places.last is None else places.last
+        loss = _of_tokens(tokens, generator) if of_tokens else _of_labels(output, generator)
+        if loss.requires_grad:
+            loss.backward()
+
+
+def _of_labels(output: Tensor, generator: torch.Generator) -> Tensor:
+    """The cross-entropy of labels that are drawn from what is predicted."""
+    logits = output.flatten(0, -2).float()
+    shares = logits.detach().softmax(-1).cpu()
+    check_outputs(shares)
+    labels = torch.multinomial(shares, 1, generator=generator).flatten().to(logits.device)
+    return F.cross_entropy(logits, labels, reduction="sum")
+
+
+def _of_tokens(tokens: Tensor, generator: torch.Generator) -> Tensor:
+    """Tokens in a direction drawn at random, in terms of each sample's size."""
+    tokens = tokens.float()
+    check_outputs(tokens.detach())
+    direction = torch.randn(tokens.shape, generator=generator).to(tokens.device)
+    size = tokens.detach().flatten(1).square().mean(1).sqrt().clamp_min(1e-30)
+    return ((tokens * direction).flatten(1).sum(1) / size).sum()

@@ -51,6 +51,7 @@ class OBS:
     needs_data = True
     additive = True
     num_samples = 256
+    of_tokens = False
 
     def __init__(self, damping: float = DAMPING) -> None:
         self.damping = damping
@@ -61,7 +62,7 @@ class OBS:
         """One rise of the loss per unit."""
         names = {m.parameter for g in graph.prunable for m in g.members}
         parameters = dict(model.named_parameters())
-        moments = layer_moments(model, names, batches)
+        moments = layer_moments(model, names, batches, of_tokens=self.of_tokens)
         queries = {a.query_group.name: a for a in find_attentions(graph)}
         scores = {}
         for group in graph.prunable:
@@ -102,6 +103,22 @@ class OBS:
                 if len(costs) > int(member.positions.max()):
                     total += costs[member.positions].sum(1).cpu()
         return total
+
+
+class OBSFeatures(OBS):
+    """The same of the tokens before the head: what they change by, in place of the loss.
+
+    The squared distance of all tokens (of a convolutional net, its last feature map) to those of
+    the model itself, relative to their size. Classes have no part in it: what the head of the
+    fine-tuned model does not read may be what another domain needs. No label is read.
+
+    References
+    ----------
+    As `OBS`; features in place of labels as in SnapViT, arXiv 2510.17700, 2025.
+    """
+
+    name = "obs_features"
+    of_tokens = True
 
 
 def _columns(positions: Tensor, weight: Tensor) -> Tensor:

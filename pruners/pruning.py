@@ -6,7 +6,7 @@ import copy
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from pruners.gradient import Loss
 from pruners.latency import LatencyModel
 from pruners.metrics import Batch, Metric, make_metric
 from pruners.own import own_choices
-from pruners.scoring import scored_on, shared_samples
+from pruners.scoring import Taken, scored_on, shared_samples
 from pruners.standard import standard_allocator
 
 DIRECTION_SAMPLES = 512
@@ -49,7 +49,7 @@ def prune(
     normalise: str | None = None,
     per: str | None = None,
     num_samples: int | None = None,
-    compensate: bool | None = None,
+    compensate: bool | Literal["means"] | None = None,
     num_calibration: int | None = None,
     calibration: Iterable[Batch] | None = None,
     per_head: bool = False,
@@ -86,6 +86,7 @@ def prune(
         Turn the head dims to principal directions first (`pruners.basis`), and refit what reads the
         units that stay afterwards (`pruners.compensation`). By default where there are batches.
         Without it the result computes exactly what the model computes with the units switched off.
+        ``"means"``: move the biases alone, so that the means of all outputs stay.
     num_calibration : int, optional
         Samples to compensate with; 256 by default, or as many as there are.
     calibration : iterable of (inputs, targets), optional
@@ -152,7 +153,7 @@ def prune(
     )
     small = cut.plan.apply(cut.model)
     if cut.calibration is not None:
-        refit(cut.model, small, cut.plan, cut.calibration)
+        refit(cut.model, small, cut.plan, cut.calibration, means_only=compensate == "means")
     if standard:
         make_standard(small)
     return small, cut.plan
@@ -187,7 +188,7 @@ def plan_cut(
     *,
     batches: Iterable[Batch] | None = None,
     num_samples: int | None = None,
-    compensate: bool | None = None,
+    compensate: bool | Literal["means"] | None = None,
     num_calibration: int | None = None,
     calibration: Iterable[Batch] | None = None,
     per_head: bool = False,
@@ -220,6 +221,8 @@ def plan_cut(
     scorer = make_metric(metric, seed=seed)
     given = batches is not None or calibration is not None
     compensate = given if compensate is None else compensate
+    if compensate not in (True, False, "means"):
+        raise DepgraphError(f"compensate is {compensate!r}; it must be True, False or 'means'")
     if compensate and not given:
         raise DepgraphError("compensation needs data; pass batches, or compensate=False")
     if compensate and per_head:
@@ -239,11 +242,12 @@ def plan_cut(
     choose = (standard_allocator if standard else allocator)(graph, **choices)  # refuses first
     if loss is not None and hasattr(scorer, "loss"):
         scorer.loss = loss
-    taken: Iterable[Batch] | None = None
+    taken: Taken | None = None
     if compensate:
         batches, taken = shared_samples(
             model, scorer, batches, calibration, num_samples, num_calibration
         )
+    if compensate is True and taken is not None:
         model = copy.deepcopy(model)
         wanted = min(taken.wanted, DIRECTION_SAMPLES)
         few = replace(taken, wanted=wanted, exact=taken.exact and taken.wanted == wanted)

@@ -31,7 +31,7 @@ from cli.output import MACS_NOTE, check_apart
 from cli.params import Bytes
 from cli.precision import with_precision
 from cli.pruned import report
-from cli.said import budget, clock, metric_and_kinds
+from cli.said import budget, clock, compensation, metric_and_kinds
 from cli.saved import save_model
 from cli.sharded import prune_sharded
 from cli.verbosity import progress
@@ -81,6 +81,7 @@ def prune(
     num_samples: int | None,
     across_domains: str | None,
     compensate: bool | None,
+    compensate_by: str,
     calibration: str | None,
     num_calibration: int | None,
     per_head: bool,
@@ -177,6 +178,7 @@ def prune(
     scorer = with_precision(scorer, device, amp)
     if samples is not None:
         scorer = across(scorer, across_domains, model, samples, num_samples=num_samples, seed=seed)
+    compensated = (samples is not None or unlabelled) and compensate is not False
     small, plan = pruners.prune(
         model,
         example_inputs(model, img_size),
@@ -185,12 +187,11 @@ def prune(
         latency=latency,
         kinds=chosen_kinds,
         **images,
-        compensate=compensate,
+        compensate=compensation(compensated, compensate_by),
         per_head=per_head,
         seed=seed,
     )
     save_model(small.cpu(), out)
-    compensated = (samples is not None or unlabelled) and compensate is not False
     graph = depgraph.trace(model, example_inputs(model, img_size))
     dense = {"params": graph.num_params, "macs": graph.macs}
     said = {
@@ -212,7 +213,8 @@ def prune(
 _OF_IMAGES = frozenset(
     (
         *("pretrained", "weights", "data", "target", "split_by", "device", "amp"),
-        *("num_samples", "across_domains", "compensate", "calibration", "num_calibration"),
+        *("num_samples", "across_domains", "compensate", "compensate_by"),
+        *("calibration", "num_calibration"),
         "per_head",
     )
 )

@@ -39,7 +39,14 @@ from cli.params import Number
 from cli.pipeline import run_pipeline
 from cli.precision import half
 from cli.rows import finished_row
-from cli.said import BUDGETS, algorithm_said, budget, clock, metric_and_kinds
+from cli.said import (
+    BUDGETS,
+    algorithm_said,
+    budget,
+    clock,
+    compensation,
+    metric_and_kinds,
+)
 from cli.saved import load_saved
 from cli.schedules import STEP_EPOCHS, STEPS, Schedule
 from cli.settings import RunSettings, adapted
@@ -156,6 +163,7 @@ def make_job(
     num_samples: int | None,
     across_domains: str | None,
     compensate: bool | None,
+    compensate_by: str,
     calibration: str | None,
     num_calibration: int | None,
     per_head: bool,
@@ -244,7 +252,7 @@ def make_job(
             "normalise": normalise,
             "per": per,
             "num_samples": num_samples,
-            "compensate": compensate is not False,
+            "compensate": compensation(compensate is not False, compensate_by),
             "num_calibration": num_calibration,
             "per_head": per_head,
         },

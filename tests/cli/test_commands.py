@@ -283,3 +283,21 @@ def test_what_is_fitted_to_looks_is_another_model(
     assert all(torch.equal(styles[name], again[name]) for name in styles)
     assert any(plain[name].shape != styles[name].shape or not torch.equal(plain[name], styles[name])
                for name in plain)  # fmt: skip
+
+
+def test_a_preset_gives_way_to_what_is_said(invoke: Invoke, data: Path, tmp_path: Path) -> None:
+    call = ["prune", *TINY, "--target-macs=0.8", "--data", data, "--preset=vbp", "--json"]
+    row = json.loads(invoke(*call, "--out", tmp_path / "one").stdout)
+    assert row["metric"] == "variance" and row["compensated"]
+    groups = {g.name: g.kind for g in depgraph.trace(*_dense_and_example()).groups}
+    cut = {groups[name] for name, sizes in row["groups"].items() if sizes["kept"] < sizes["size"]}
+    assert cut == {"hidden"}
+    row = json.loads(invoke(*call, "--metric=l1", "--out", tmp_path / "two").stdout)
+    assert row["metric"] == "l1"
+
+
+def _dense_and_example() -> tuple[torch.nn.Module, torch.Tensor]:
+    model = timm.create_model(
+        "vit_tiny_patch16_224", img_size=32, patch_size=8, depth=2, embed_dim=32, num_heads=4
+    )
+    return model, torch.zeros(1, 3, 32, 32)

@@ -11,6 +11,9 @@ from tests.depgraph.models import images, tiny
 from tests.pruners.networks import NETWORKS, batches, network
 from tests.reference import state
 
+DRAWN = {"gauss_newton", "hutchinson", "obs", "obs_features"}
+"""What draws labels or directions, a batch at a time."""
+
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("metric", pruners.METRICS)
@@ -51,7 +54,7 @@ def test_a_model_is_scored_pruned_and_compensated_in_its_own_precision(
     assert small(x).dtype == dtype and small(x).isfinite().all()
 
 
-@pytest.mark.parametrize("metric", set(pruners.METRICS) - {"gauss_newton", "hutchinson", "obs"})
+@pytest.mark.parametrize("metric", set(pruners.METRICS) - DRAWN)
 def test_scores_do_not_depend_on_how_samples_are_batched(metric: str) -> None:
     model, inputs = network("convolutions")
     graph = depgraph.trace(model, inputs[:2])
@@ -63,7 +66,7 @@ def test_scores_do_not_depend_on_how_samples_are_batched(metric: str) -> None:
 
 def test_metrics_are_listed_from_the_control_on() -> None:
     names = list(pruners.METRICS)
-    assert names[:3] == ["random", "l1", "l2"] and names[-1] == "obs"
+    assert names[:3] == ["random", "l1", "l2"] and names[-2:] == ["obs", "obs_features"]
     assert {"lamp", "fpgm", "norm_scale", "taylor", "hessian"} <= set(names)
 
 

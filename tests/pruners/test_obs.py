@@ -10,7 +10,7 @@ import pruners
 from pruners import obs
 from pruners.moments import EVENNESS, Moments, layer_moments
 from tests.depgraph.models import images, tiny
-from tests.reference import state
+from tests.reference import randomise, state
 
 
 def problem(units: int, width: int) -> tuple[Tensor, Moments, Tensor, Tensor]:
@@ -113,3 +113,17 @@ def test_a_target_is_met_within_one_percent_and_the_stream_left_whole() -> None:
     assert plan.macs == pytest.approx(0.6 * dense, rel=0.02)
     assert "embed" not in plan.kept_units
     assert depgraph.count_macs(small, images()) == plan.macs
+
+
+def test_scores_of_features_know_nothing_of_the_head() -> None:
+    model = randomise(tiny())
+    graph = depgraph.trace(model, images())
+    data = [(images(16), torch.zeros(16, dtype=torch.long))]
+    before = {m: pruners.score(model, graph, m, data) for m in ("obs", "obs_features")}
+    with torch.no_grad():
+        model.head.weight.normal_()
+    for metric, scores in before.items():
+        now = pruners.score(model, graph, metric, data)
+        same = all(torch.equal(scores[g.name], now[g.name]) for g in graph.prunable
+                   if g.kind == "hidden")  # fmt: skip
+        assert same == (metric == "obs_features")
