@@ -137,7 +137,8 @@ class KeptStatistics(TorchFunctionMode):
             return func(*args, **(kwargs or {})).nan_to_num()
         if name in _QUOTIENTS and all(isinstance(x, Tensor) for x in args):
             above, below = args  # nor has what the forward itself divides by its length
-            return func(above, below.masked_fill((above.detach() == 0) & (below.detach() == 0), 1))
+            below = below.masked_fill((above.detach() == 0) & (below.detach() == 0), 1)
+            return func(above, below, **(kwargs or {}))
         if name not in _OVER_KEPT or any(
             isinstance(weight, Tensor) and id(weight) in self._unread
             for weight in (*args, *(kwargs or {}).values())
