@@ -128,11 +128,12 @@ def _compare_held(p: Propagation, again: Trace, old: fx.Node, new: fx.Node) -> N
 def computing(trace: Trace) -> list[fx.Node]:
     """The calls that compute something of the outputs.
 
-    A copy is made or not as a size happens to be 1; a forward that was rewritten need not ask again
-    what the original asked.
+    A copy is made or not as a size happens to be 1, and a slice that takes all is none or an alias;
+    a forward that was rewritten need not ask again what the original asked.
     """
     calls = (node for node in trace.nodes if node.op == "call_function")
-    return [n for n in calls if op_name(n) != "aten.contiguous" and n not in trace.asking]
+    saved = ("aten.contiguous", "aten.alias")
+    return [n for n in calls if op_name(n) not in saved and n not in trace.asking]
 
 
 def _compare(

@@ -132,7 +132,7 @@ def _examined(network: Network, seed: int) -> Outcome:
     except Exception as error:  # noqa: BLE001  an engine that crashes has failed, too
         return Outcome(findings=(Finding("crashed", "the cut", _said(error)),))
     agree = Agreement(model, cut.small, cut.graph, cut.plan, network.source())
-    _predictions(agree, cut, inputs, seed, network.start == "sequence")
+    _predictions(agree, cut, inputs, seed)
     after = state(model)
     same = before.keys() == after.keys() and all(torch.equal(before[n], after[n]) for n in before)
     agree.demand(same, "the original", "was changed")
@@ -163,9 +163,7 @@ def _two_types(network: Network, dtype: torch.dtype) -> list[Any]:
     return [first, "autocast" if chance.random() < UNDER_AUTOCAST else second]
 
 
-def _predictions(
-    agree: Agreement, cut: _Cut, inputs: Tensor, seed: int, batch_is_second: bool
-) -> None:
+def _predictions(agree: Agreement, cut: _Cut, inputs: Tensor, seed: int) -> None:
     right = cut.plan.num_params == measured_params(cut.small)
     agree.demand(right, "the prediction", "the parameters are not as predicted")
     chosen = random.Random(seed).random() < REPLAYED
@@ -174,8 +172,8 @@ def _predictions(
         shapes = {n: t.shape for n, t in cut.small.state_dict().items()}
         same = shapes == {n: t.shape for n, t in again.state_dict().items()}
         agree.demand(same, "a plan from JSON", "slices otherwise")
-    if batch_is_second and not all(cut.plan.kept_units.values()):
-        return  # an attention that is gone tells no longer that tokens come before the batch
+    if not cut.graph._macs._batch and not all(cut.plan.kept_units.values()):
+        return  # what is gone tells no longer that the leading dimension is summed over: no batch
     macs = agree.attempt("counting", lambda: depgraph.count_macs(cut.small, inputs))
     text = f"the MACs are {macs}, not {cut.plan.macs} as predicted"
     agree.demand(macs in (None, cut.plan.macs), "the prediction", text)

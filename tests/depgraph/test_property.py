@@ -142,6 +142,23 @@ def test_a_generated_forward_behind_an_op_without_a_rule_takes_any_batch():
     assert all(try_model(model, x[:2], x, seed).prunable == 2 for seed in range(6))
 
 
+class _Decides(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.inner(x * 2 if x.shape[-1] > 32 else x)
+        return y
+
+
+def test_a_table_that_another_size_takes_whole_is_no_difference() -> None:
+    blocks = (("alibi", 53543), ("switch", 44971), ("rotary", 43768))
+    network = Network("image", blocks, 780)
+    model = randomise(_Decides(network.build())).double().eval()
+    assert try_model(model, network.example(2), network.example(3), 262).prunable > 2
+
+
 def test_a_trial_notices_a_wrong_index(monkeypatch: pytest.MonkeyPatch):
     from depgraph import _slicer as slicer
 
