@@ -12,7 +12,8 @@ import json
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,9 @@ def _markdown(rows: list[dict[str, Any]]) -> str:
     return text
 
 
-def _rows(todo: Iterable[str | Source], peer: bool, kept: Path | None) -> list[dict[str, Any]]:
+def rows_of(
+    todo: Iterable[str | Source], row: Callable[[Source], dict[str, Any]], kept: Path | None
+) -> list[dict[str, Any]]:
     """A row for each timm family and other source, those in the file taken from there."""
     lines = kept.read_text(encoding="utf-8").splitlines() if kept and kept.exists() else []
     known = {(r["library"], r["model"]): r for r in map(json.loads, lines)}
@@ -168,7 +171,7 @@ def _rows(todo: Iterable[str | Source], peer: bool, kept: Path | None) -> list[d
         if source is None:
             continue
         found = known.get((source.library, source.name))
-        rows.append(found or row(source, peer))
+        rows.append(found or row(source))
         if kept and not found:
             with kept.open("a", encoding="utf-8") as file:
                 file.write(f"{json.dumps(rows[-1])}\n")
@@ -199,7 +202,8 @@ def main(
     warnings.simplefilter("ignore")  # the models' own, about how they are used here
     console = Console(stderr=True)
     todo = [*(only or timm.list_modules()), *(other_sources() if others else ())]
-    rows = _rows(track(todo, console=console, description="models"), peer, kept)
+    models = track(todo, console=console, description="models")
+    rows = rows_of(models, partial(row, peer=peer), kept)
     if as_json:
         click.echo(json.dumps(rows))
     else:

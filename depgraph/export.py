@@ -5,6 +5,7 @@ Both take any batch size. The program is made once, folded, and written from the
 
 from __future__ import annotations
 
+import functools
 import logging
 import warnings
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 
 from depgraph._caches import caches_bypassed
+from depgraph._calls import plain
 from depgraph.errors import DepgraphError
 from depgraph.files import MARK, replacing_with_company
 from depgraph.fold import fold
@@ -51,6 +53,7 @@ def export_program(
     Returns
     -------
     program : torch.export.ExportedProgram
+        Outputs of a library's own class (those of transformers) are dicts of the same names.
     counts : dict of str to int
         How often each rule folded something; empty where nothing was to be.
 
@@ -69,6 +72,9 @@ def export_program(
     torch.Size([5, 4, 6, 6])
     """
     copy = structural_copy(model).eval()
+    forward = copy.forward
+    # classes of a library's outputs would have to be known where the program is loaded
+    copy.forward = functools.wraps(forward)(lambda *args, **kwargs: plain(forward(*args, **kwargs)))
     with caches_bypassed(copy):
         program = _exported(copy, example)
     if not folded:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -109,11 +109,17 @@ class _Folder:
         ]
         return value if len(readers) == 1 else None
 
-    def _put(self, before: fx.Node, name: str, value: Tensor) -> fx.Node:
+    def _trained(self, sources: Sequence[Any]) -> bool:
+        """Whether one of these is trained, and so what is made of them."""
+        found = map(self.constant, sources)
+        return any(tensor.requires_grad for tensor in found if tensor is not None)
+
+    def _put(self, before: fx.Node, name: str, value: Tensor, trained: bool) -> fx.Node:
         """A node for a new tensor, by the name of the one that it replaces, if that is free."""
         while name in self.tensors and self.graph.find_nodes(op="get_attr", target=name):
             name += "_folded"
-        self.tensors[name] = nn.Parameter(value, requires_grad=False)
+        trained = trained and value.is_floating_point()
+        self.tensors[name] = nn.Parameter(value, requires_grad=trained)
         with self.graph.inserting_before(before):
             node = self.graph.get_attr(name)
         node.meta["val"] = value.detach()
@@ -121,13 +127,13 @@ class _Folder:
 
     def _set(self, layer: fx.Node, argument: str, value: Tensor) -> None:
         """Give a layer another weight or bias, and forget the one it had."""
-        old = arguments(layer)[argument]
+        old, weight = arguments(layer)[argument], arguments(layer)["weight"]
         _set_argument(layer, argument, None)
-        weight = arguments(layer)["weight"]
         name = old.target if old is not None else _sibling(weight, argument)
+        trained = self._trained([weight if old is None else old])
         if old is not None and not old.users:
             self.graph.erase_node(old)
-        _set_argument(layer, argument, self._put(layer, name, value))
+        _set_argument(layer, argument, self._put(layer, name, value, trained))
 
     def _compute_constants(self) -> None:
         """Run what depends on no input, once."""
@@ -142,8 +148,10 @@ class _Folder:
         for node, value in known.items():
             readers = [user for user in node.users if user not in known]
             if node.op != "get_attr" and readers and isinstance(value, Tensor):
-                name = next(n.target for n in _sources(node) if n.op == "get_attr")
-                node.replace_all_uses_with(self._put(node, f"{name}_folded", value.contiguous()))
+                sources = [n for n in _sources(node) if n.op == "get_attr"]
+                name, trained = f"{sources[0].target}_folded", self._trained(sources)
+                new = self._put(node, name, value.contiguous(), trained)
+                node.replace_all_uses_with(new)
                 self.counts["constants"] += 1
 
     def _is_constant(self, node: fx.Node, known: dict[fx.Node, Any]) -> bool:

@@ -8,12 +8,13 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from depgraph._describe import describe
+from depgraph._folder import move_files
 from depgraph._temperature import multiply
 from depgraph.axes import select_indices
 from depgraph.checkpoint import INDEX, WEIGHTS, Checkpoint, Stored, index_text, write_shard
 from depgraph.errors import DepgraphError
 from depgraph.plan import Plan
-from depgraph.store import move_files, remember, write_texts
+from depgraph.store import remember, write_texts
 
 AfterPiece = Callable[[int], None]
 """Told of the bytes of each piece once it is done with."""

@@ -13,10 +13,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import os
-import secrets
-import shutil
-from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -27,18 +23,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from depgraph._describe import Saved, describe, plans_of
-from depgraph._files import checksum, inside, read_json
-from depgraph._manifest import BEFORE, FORMAT, NAME, Manifest, read_manifest
+from depgraph._files import checksum, inside
+from depgraph._folder import BUFFERS, FolderBeside, check_place, flat, move_files
+from depgraph._manifest import FORMAT, NAME, Manifest, read_manifest
 from depgraph._modules import structural_copy
 from depgraph._outline import facts, first_difference, ops
 from depgraph._placing import held, registered, without_data
 from depgraph._replay import place, rebuild
-from depgraph.checkpoint import INDEX, WEIGHTS, Checkpoint, weight_files
+from depgraph.checkpoint import WEIGHTS, Checkpoint, weight_files
 from depgraph.errors import DepgraphError
 from depgraph.files import set_modes as set_file_modes
 from depgraph.hub import fetch, is_hub_name
-
-BUFFERS = "buffers.safetensors"
 
 _remembered: dict[str, nn.Module] = {}
 """Structures, without data, of the models that this process saved and no recipe makes."""
@@ -81,8 +76,8 @@ def save(model: nn.Module, directory: str | PathLike[str], source: Any = None) -
     if meta is not None:
         raise DepgraphError(f"'{meta}' is on the meta device; a model without weights has none")
     try:
-        with _folder_beside(directory) as temporary:
-            save_file(_flat(saved.weights), temporary / WEIGHTS, metadata={"format": "pt"})
+        with FolderBeside(directory) as temporary:
+            save_file(flat(saved.weights), temporary / WEIGHTS, metadata={"format": "pt"})
             _prove(temporary, write_texts(temporary, saved), saved)
             move_files(temporary, directory)
     except OSError as error:
@@ -94,20 +89,6 @@ def save(model: nn.Module, directory: str | PathLike[str], source: Any = None) -
             f"cannot save to '{directory}': {error}; choose another directory"
         ) from error
     remember(saved.manifest, model)
-
-
-class _folder_beside:
-    """A new folder next to where it shall be; gone at the end."""
-
-    def __init__(self, directory: Path) -> None:
-        self.path = directory.parent / f".{directory.name}.{secrets.token_hex(6)}"
-
-    def __enter__(self) -> Path:
-        self.path.mkdir(parents=True)
-        return self.path
-
-    def __exit__(self, *error: object) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
 
 
 def write_texts(directory: Path, saved: Saved) -> Manifest:
@@ -125,7 +106,7 @@ def write_texts(directory: Path, saved: Saved) -> Manifest:
         With the checksums of all tensors.
     """
     if saved.others:
-        save_file(_flat(saved.others), directory / BUFFERS)
+        save_file(flat(saved.others), directory / BUFFERS)
     files = sorted(path.name for path in directory.glob("*.safetensors"))
     checksums = {name: checksum(directory, name) for name in files}
     manifest = dataclasses.replace(saved.manifest, checksums=checksums)
@@ -153,61 +134,6 @@ def _same_bytes(tensor: Tensor, other: Tensor) -> bool:
         return False
     first, second = (x.detach().cpu().reshape(-1).view(torch.uint8) for x in (tensor, other))
     return torch.equal(first, second)
-
-
-def check_place(directory: Path) -> None:
-    """Refuse to save where something is that this tool did not write.
-
-    Raises
-    ------
-    DepgraphError
-    """
-    ours = (directory / BEFORE).exists() or _says_ours(directory / "config.json")
-    if not ours and any((directory / name).exists() for name in (INDEX, WEIGHTS, NAME)):
-        raise DepgraphError(
-            f"'{directory}' holds a checkpoint that this tool did not write; choose another "
-            "directory"
-        )
-
-
-def _says_ours(path: Path) -> bool:
-    """Whether a configuration is one that this tool wrote."""
-    try:
-        return "depgraph_format" in read_json(path.parent, path.name)
-    except DepgraphError:
-        return False
-
-
-def move_files(temporary: Path, directory: Path) -> None:
-    """Put a whole saved model in the place of an earlier one; ``plan.json`` comes last."""
-    if not directory.exists():
-        os.replace(temporary, directory)
-        temporary.mkdir()  # whoever made it removes it
-        return
-    stale = _earlier(directory) - {path.name for path in temporary.iterdir()}
-    for path in sorted(temporary.iterdir(), key=lambda path: (path.name == NAME, path.name)):
-        os.replace(path, directory / path.name)
-    for name in stale:
-        (directory / name).unlink(missing_ok=True)
-
-
-def _earlier(directory: Path) -> set[str]:
-    """Files that an earlier saved model left in a directory, by the names that this tool gives."""
-    patterns = (NAME, BEFORE, "plan.[0-9].json", "plan.[0-9][0-9].json", BUFFERS, WEIGHTS, INDEX)
-    shards = "model-[0-9][0-9][0-9][0-9][0-9]-of-[0-9][0-9][0-9][0-9][0-9].safetensors"
-    return {path.name for pattern in (*patterns, shards) for path in directory.glob(pattern)}
-
-
-def _flat(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors as safetensors takes them: contiguous, none a part of another's memory."""
-    seen: set[int] = set()
-    out = {}
-    for name, tensor in tensors.items():
-        storage = tensor.untyped_storage().data_ptr()
-        whole = tensor.is_contiguous() and storage not in seen
-        seen.add(storage)
-        out[name] = tensor if whole else tensor.clone(memory_format=torch.contiguous_format)
-    return out
 
 
 def remember(manifest: Manifest, model: nn.Module) -> None:

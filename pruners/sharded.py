@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from depgraph import DepgraphError, Plan, trace
 from depgraph._converted import as_named_by
+from depgraph._folder import check_place
 from depgraph.checkpoint import PIECE_BYTES, Checkpoint
 from depgraph.files import replacing
 from depgraph.sharded import ShardedSlicer, stored_names
-from depgraph.store import check_place
 from pruners._finite import check_weight
 from pruners.allocation import allocator
 from pruners.calibration import with_latency

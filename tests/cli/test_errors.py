@@ -354,5 +354,31 @@ def test_a_checkpoint_that_does_not_say_what_it_is_of_is_refused(
     failed(said, "does not say which model it is of")
 
 
+@pytest.mark.parametrize("name", ["local-dir:/tmp", "hf-hub:someone/model", 5, "no_such_model"])
+def test_a_checkpoint_does_not_send_for_a_model_from_elsewhere(
+    invoke: Invoke, tmp_path: Path, name: object
+) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": name}))
+    said = invoke("prune", "--checkpoint", tmp_path, "--out", tmp_path / "small")
+    failed(said, "does not say which model it is of")
+
+
+def test_a_name_in_a_message_does_not_write_to_the_terminal(invoke: Invoke, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "plan.json").write_text(json.dumps({"format": "\x1b]0;title\x07"}))
+    said = invoke("inspect", tmp_path / "model")
+    failed(said, "has format")
+    assert "\x1b" not in said.stderr and "\x07" not in said.stderr
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "\x00", "null"])
+def test_a_record_beside_a_model_that_is_none_is_one_sentence(
+    invoke: Invoke, tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "config.json").write_text(text)
+    failed(invoke("prune", "--checkpoint", tmp_path, "--out", tmp_path / "small"), "config.json")
+
+
 def test_prune_needs_a_model_or_a_checkpoint(invoke: Invoke, tmp_path: Path) -> None:
     failed(invoke("prune", "--out", tmp_path / "small"), "name a MODEL")

@@ -12,7 +12,7 @@ import timm
 import torch
 
 import depgraph
-from depgraph.export import export_program, write_onnx
+from depgraph.export import export_program, write_onnx, write_pt2
 from tests.cli.conftest import Invoke
 from tests.depgraph.models import images, tiny
 
@@ -171,3 +171,23 @@ def test_a_pt2_file_needs_torch_alone(invoke: Invoke, tmp_path: Path, name: str)
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
+
+
+def test_a_pt2_file_needs_no_class_of_a_library(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"image_size": 32, "patch_size": 8, "hidden_size": 16, "num_hidden_layers": 1}
+    config = transformers.ViTConfig(**sizes, num_attention_heads=2, intermediate_size=32)
+    model = transformers.ViTForImageClassification(config).eval()
+    program, _ = export_program(model, images(1))
+    write_pt2(program, tmp_path / "model.pt2")
+    torch.save((images(3), model(images(3)).logits.detach()), tmp_path / "expected.pt")
+    code = (
+        "import sys, torch\n"
+        f"model = torch.export.load({str(tmp_path / 'model.pt2')!r}).module()\n"
+        f"x, y = torch.load({str(tmp_path / 'expected.pt')!r})\n"
+        "torch.testing.assert_close(model(x)['logits'], y)\n"
+        "model(x)['logits'].sum().backward()\n"
+        "assert all(p.grad is not None for p in model.parameters())\n"
+        "assert not {'depgraph', 'transformers'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-I", "-c", code], check=True, timeout=300)

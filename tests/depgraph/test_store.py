@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import json
 import os
 import subprocess
@@ -7,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import timm
 import torch
@@ -264,6 +267,72 @@ def test_layers_of_torch_s_own_that_hold_their_weights_twice_come_back(tmp_path:
     for loaded in (depgraph.load(tmp_path), depgraph.load(tmp_path, model=Recurrent().eval())):
         assert loaded.r._flat_weights[0] is loaded.r.weight_ih_l0
         assert torch.equal(loaded(x), small(x))
+
+
+class Processor:
+    """As diffusers has them: what an attention computes, an object beside the layer."""
+
+    def __call__(self, layer: Held, x: Tensor) -> Tensor:
+        return layer.second(torch.relu(layer.first(x)) * layer.options.scale)
+
+
+@dataclasses.dataclass
+class Options:
+    scale: Tensor
+    steps: Any = None
+
+
+class Held(nn.Module):
+    """What it holds is no module and no registered tensor."""
+
+    def __init__(self, processor: Any = None) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.processor = Processor() if processor is None else processor
+        self.options = Options(torch.tensor(2.0), numpy.float32(3))
+        self.names = argparse.Namespace(shift=torch.tensor(0.5), rate=numpy.int64(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.processor(self, x) * int(self.names.rate) + self.names.shift
+
+
+@pytest.mark.usefixtures("another_process")
+def test_processors_records_and_numbers_of_numpy_come_back_or_are_named(tmp_path: Path) -> None:
+    model, x = Held().eval(), torch.randn(2, 6)
+    model.options.scale, model.names.shift = torch.tensor(4.0), torch.tensor(-1.0)
+    small = halved(model, x)
+    depgraph.save(small, tmp_path)
+    store._remembered.clear()
+    loaded = depgraph.load(tmp_path, model=Held())
+    assert torch.equal(loaded(x), small(x))
+    assert loaded.options.scale == 4 and loaded.names.shift == -1
+
+    class Other(Processor):
+        pass
+
+    for odd in (Held(Other()), Held()):
+        if type(odd.processor) is Processor:
+            odd.names.rate = numpy.int64(5)
+        with pytest.raises(depgraph.DepgraphError, match=r"(processor|names|op \d+.*) differs"):
+            depgraph.load(tmp_path, model=odd)
+
+
+@pytest.mark.usefixtures("another_process")
+def test_a_model_of_transformers_that_was_called_before_comes_back(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"image_size": 32, "patch_size": 8, "hidden_size": 16, "num_hidden_layers": 2}
+    config = transformers.ViTConfig(**sizes, num_attention_heads=2, intermediate_size=32)
+    model = transformers.ViTForImageClassification(config).eval()
+    model(images(), output_hidden_states=True)
+    graph = depgraph.trace(model, images())
+    small = graph.plan({g.name: range(0, g.size, 2) for g in graph.prunable}).apply(model)
+    expected = small(images(), output_hidden_states=True)
+    depgraph.save(small, tmp_path)
+    store._remembered.clear()
+    got = depgraph.load(tmp_path)(images(), output_hidden_states=True)
+    assert torch.equal(got.logits, expected.logits)
+    pairs = zip(got.hidden_states, expected.hidden_states, strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
 
 
 def test_a_directory_without_a_model_is_refused(tmp_path: Path) -> None:
