@@ -26,7 +26,6 @@ import pruners
 from cli.calibration import calibrated_with
 from cli.models import example_inputs, load_model
 from cli.output import emit, environment, percent, table, write_json
-from cli.precision import with_precision
 from domains import RECIPES, FinetuneSettings, Split
 from pruners._choices import AUTO
 
@@ -119,7 +118,7 @@ class Study:
             small, plan = pruners.prune(
                 model,
                 example_inputs(model),
-                with_precision(pruners.make_metric(how.metric, seed=self.seed), "cpu", self.amp),
+                how.metric,
                 target={"macs": macs},
                 kinds=AUTO,
                 seed=self.seed,
@@ -217,7 +216,7 @@ def _known_ways(ctx: click.Context, param: click.Parameter, ways: tuple[str, ...
 )
 @click.option("--dense-epochs", default=10, show_default=True)
 @click.option("--epochs", default=4, show_default=True)
-@click.option("--amp/--no-amp", default=False, help="Train, score and evaluate in mixed precision.")
+@click.option("--amp/--no-amp", default=False, help="Train and evaluate in mixed precision.")
 @click.option("--json", "as_json", is_flag=True)
 def main(
     data: Path,

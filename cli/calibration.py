@@ -51,7 +51,7 @@ def calibrated_with(
     Parameters
     ----------
     how : str, optional
-        ``"styles"``: images of the samples in random looks; ``"plain"``: as they are; else a folder
+        ``"styles"``: every other image in a random look; ``"plain"``: as they are; else a folder
         of images without labels, with which metrics that read labels are not scored.
     metric : str
     model : nn.Module
@@ -77,7 +77,10 @@ def calibrated_with(
     if samples is None or how == "plain":
         return {**numbers, "batches": plain, "calibration": None}
     count = domains.batches(model, samples, looks=True, **said).num_samples
-    wanted = num_calibration or count
-    most = max(wanted, num_samples or count)
+    numbers["num_calibration"] = num_calibration or count
+    if num_samples is None:  # more looks than plain images, so twice as many
+        wanted = pruners.samples_wanted(pruners.make_metric(metric))
+        numbers["num_samples"] = min(2 * wanted, count)
+    most = max(number for number in numbers.values() if number is not None)
     looks = domains.batches(model, samples, looks=True, num_samples=most, **said)
-    return {**numbers, "num_calibration": wanted, "batches": looks, "calibration": None}
+    return {**numbers, "batches": looks, "calibration": None}

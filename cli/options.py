@@ -83,7 +83,7 @@ recipe_option = click.option(
     type=click.Choice(list(domains.RECIPES)),
     help="How to train after pruning: "
     + "; ".join(f"{name} ({recipe.cost})" for name, recipe in domains.RECIPES.items())
-    + "  [gentle after a compensated cut, else strong].",
+    + "  [looks after a compensated cut, gentle where there is no dense model; else strong].",
 )
 
 
@@ -227,7 +227,9 @@ pruning_options = _combined(
         help="Rank by score, or by score per cost saved  [unit; obs: macs].",
     ),
     click.option(
-        "--num-samples", type=click.IntRange(1), help="Samples to score with  [64; obs: 256]."
+        "--num-samples",
+        type=click.IntRange(1),
+        help="Samples to score with  [64; obs: 256; twice as many in styles].",
     ),
     click.option(
         "--across-domains",
@@ -252,9 +254,9 @@ pruning_options = _combined(
         "--calibration",
         callback=known_calibration,
         metavar="styles|plain|FOLDER",
-        help="Images to score and to compensate with: those of --data in random looks, so that "
-        "more of what is not seen is kept, or as they are; or any folder of images without labels  "
-        f"[{CALIBRATION}].",
+        help="Images to score and to compensate with: those of --data, every other one in a "
+        "random look, so that more of what is not seen is kept, or all as they are; or any folder "
+        f"of images without labels  [{CALIBRATION}].",
     ),
     click.option(
         "--num-calibration",

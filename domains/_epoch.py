@@ -36,6 +36,7 @@ from domains._sharding import broadcast, whole_units
 from domains._state import EpochRow, Judgement, TrainState
 from domains.algorithms import Step, Task, make_algorithm
 from domains.evaluation import check_logits, score
+from domains.looks import TO_TRAIN
 from domains.recipe import FinetuneSettings
 from domains.split import Split
 
@@ -84,7 +85,9 @@ class EpochRunner:
         pools = train_pools(split.train, settings.sampling)
         self.order = TrainOrder(pools, settings.batch_size, settings.seed, shard_of(device))
         transform, numbers = train_transform(model, settings), domain_numbers(split.train)
-        dataset = ImageDataset(train, transform, pixels, numbers, settings.looks)
+        dataset = ImageDataset(
+            train, transform, pixels, numbers, TO_TRAIN if settings.looks else ()
+        )
         self.train_batches = train_loader(dataset, self.order, workers)
         transform = eval_transform(model, settings.img_size)
         self.val_batches = {

@@ -26,7 +26,7 @@ Pixels = Mapping[Path, np.ndarray]
 class ImageDataset(Dataset[Any]):
     """Samples under a transform; indexed by draws, so that the seed travels with the index.
 
-    With `looks`, each draw shows its image in a random look, in part that of another domain.
+    With `looks`, each draw shows its image in one of these, drawn by its seed.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class ImageDataset(Dataset[Any]):
         transform: Transform,
         pixels: Pixels | None = None,
         domains: Sequence[int] | None = None,
-        looks: bool = False,
+        looks: Sequence[str] = (),
     ) -> None:
         self.samples = samples
         self.transform = transform
@@ -67,7 +67,7 @@ class ImageDataset(Dataset[Any]):
             return to_pixels(self._image(self._elsewhere(index)))
 
         pixels = to_pixels(self._image(index))
-        return finish(in_random_look(pixels, other if self.mixes else None))
+        return finish(in_random_look(pixels, self.looks, other if self.mixes else None))
 
     def _elsewhere(self, index: int) -> int:
         """A sample of another domain, drawn."""

@@ -19,6 +19,7 @@ from domains._loading import Batch, Draw, ImageDataset, draw_loader, eval_loader
 from domains._progress import progress_bar
 from domains._random import derive_seed
 from domains.folders import DomainData, Sample
+from domains.looks import TO_CALIBRATE
 from domains.split import Split
 
 Samples = Split | DomainData | Mapping[str, Sequence[Sample]] | Sequence[Sample]
@@ -172,8 +173,8 @@ def batches(
     img_size : int or None
         None: the size the model was built for.
     looks : bool
-        Show each in a random look (`domains.looks`), each time that it comes in another: what is
-        fitted to one look alone is not kept for any other.
+        Show every other one in a random look (`domains.looks`), each time that it comes in another:
+        what is fitted to one look alone is not kept for any other.
 
     Raises
     ------
@@ -190,7 +191,7 @@ def batches(
         dataset = ImageDataset(order[:num_samples], transform)
         return Batches(model, dataset, batch_size, [(i, None) for i in range(len(dataset))])
     numbers = {sample.path: n for n, part in enumerate(parts.values()) for sample in part}
-    dataset = ImageDataset(order, transform, None, [numbers[s.path] for s in order], looks=True)
+    dataset = ImageDataset(order, transform, None, [numbers[s.path] for s in order], TO_CALIBRATE)
     count = num_samples or min(IN_LOOKS, TIMES * len(order))
     draws = [(i % len(order), derive_seed(seed, "look", i)) for i in range(count)]
     return Batches(model, dataset, batch_size, draws)

@@ -6,7 +6,7 @@ drawn from torch's global generator: under a seed, an image's look is the same o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -139,15 +139,29 @@ MIXES: dict[str, Mix] = {"amplitudes": _mixed_amplitudes, "statistics": _mixed_s
 """Looks that are taken in part from an image of another domain."""
 
 
-def in_random_look(pixels: Tensor, other: Callable[[], Tensor] | None = None) -> Tensor:
-    """An image in one of `LOOKS`, or of `MIXES` where there is another image; all alike often.
+TO_TRAIN: tuple[str, ...] = (*LOOKS, *MIXES)
+"""What a training draws from, all alike often."""
+
+_CALM = ("grey", "invert", "edges", "posterise", "contrast", "threshold", "channels", "blur")
+
+TO_CALIBRATE: tuple[str, ...] = (*len(_CALM) * ("plain",), *_CALM)
+"""What a cut is fitted to: every other image as it is, since the least squares forget the sources
+otherwise, the rest in looks without a texture of their own, which they would be spent on."""
+
+
+def in_random_look(
+    pixels: Tensor, names: Sequence[str], other: Callable[[], Tensor] | None = None
+) -> Tensor:
+    """An image in one of several looks, drawn.
 
     Parameters
     ----------
     pixels : Tensor (3, height, width)
         In [0, 1]; stays as it is.
+    names : sequence of str
+        Of `LOOKS` and `MIXES`; one that is named twice is drawn twice as often.
     other : callable, optional
-        Gives an image of the same shape from another domain.
+        Gives an image of the same shape from another domain; without, `MIXES` are not drawn.
 
     Returns
     -------
@@ -163,10 +177,10 @@ def in_random_look(pixels: Tensor, other: Callable[[], Tensor] | None = None) ->
 
     Examples
     --------
-    >>> in_random_look(torch.rand(3, 8, 8)).shape
+    >>> in_random_look(torch.rand(3, 8, 8), TO_TRAIN).shape
     torch.Size([3, 8, 8])
     """
-    names = [*LOOKS, *(MIXES if other is not None else ())]
+    names = [name for name in names if other is not None or name in LOOKS]
     name = names[int(torch.randint(len(names), ()))]
     if name in LOOKS:
         return LOOKS[name](pixels)

@@ -218,9 +218,9 @@ RECIPES = {
     "looks": Recipe(LOOKS, False, True, "4 epochs, and 4 of forwards of the dense model"),
     "strong": Recipe(RECOVERY, False, False, "4 epochs"),
 }
-"""By name; `run` takes "gentle" after a compensated cut and "strong" after any other."""
+"""By name; `run` takes "looks" after a compensated cut and "strong" after any other."""
 
 
 def default_recipe(compensated: bool) -> str:
-    """The name of the recipe for a cut of this kind."""
-    return "gentle" if compensated else "strong"
+    """The name of the recipe for a cut of this kind, with the dense model at hand."""
+    return "looks" if compensated else "strong"

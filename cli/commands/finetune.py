@@ -94,6 +94,8 @@ def finetune(
     split = domains.leave_one_out(found, target, seed=seed, split_by=split_by)  # type: ignore[arg-type]
     share = compensated_share(saved_in(directory) or directory)
     recipe = recipe or domains.default_recipe(compensated=share is not None)
+    if domains.RECIPES[recipe].distill and teacher is None:
+        recipe = "gentle"  # nothing was said, or it would have been refused
     settings = recovery_settings(
         recipe,
         share,

@@ -130,7 +130,7 @@ def test_an_algorithm_is_chosen_by_name_and_written_into_the_result(
     args = ["run", *TINY, "--data", data, "--target=wool", *QUICK, "--json", "--metric=l2"]
     args += ["--algorithm=coral", "--algorithm-arg=penalty=0.5", "--out", tmp_path / "run"]
     row = json.loads(invoke(*args).stdout)
-    assert row["algorithm"] == "coral" and row["recipe"] == "gentle"
+    assert row["algorithm"] == "coral" and row["recipe"] == "looks"
     for training in ("dense", "recovery"):
         assert row["settings"][training]["algorithm_args"] == {"penalty": 0.5}
     args = ["finetune", tmp_path / "run", "--data", data, "--target=wool", "--epochs=1"]

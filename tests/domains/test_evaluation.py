@@ -142,7 +142,7 @@ def test_images_in_looks_come_again_each_time_in_another_and_the_same_for_a_seed
     assert torch.equal(images, again)
     assert torch.equal(labels[:48], labels[48:])
     same = [torch.equal(one, two) for one, two in zip(images[:48], images[48:], strict=True)]
-    assert sum(same) < 10  # both plain, or both in a look that leaves the image as it is
+    assert sum(same) < 24  # both plain, or both in a look that leaves the image as it is
     other = torch.cat([x for x, _ in batches(Hue(), split, img_size=16, looks=True, seed=4)])
     assert len(other) == 8 * 48
     assert not torch.equal(other[:96], images)
