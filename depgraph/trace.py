@@ -360,7 +360,9 @@ def _recorded(
         for name, tensor in recorder.constants.items()
         if id(tensor) in attributes
     }
-    return recorder, tensors, output, filled(entries)
+    caches = filled(entries)
+    forget(model, caches)  # what they hold makes no module unlike another
+    return recorder, tensors, output, caches
 
 
 class TraceError(DepgraphError):
