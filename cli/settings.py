@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import domains
-from cli.calibration import CALIBRATION
 from cli.schedules import Schedule
 from domains import FinetuneSettings, timing
 from pruners._choices import check_choice
@@ -78,7 +77,7 @@ class RunSettings:
     lr_by_share: bool = False
     schedule: Schedule = field(default_factory=Schedule)
     timing: timing.TimingSettings = field(default_factory=timing.TimingSettings)
-    calibration: str = CALIBRATION
+    calibration: str = "plain"
     across_domains: str | None = None
     device: str = "cpu"
     amp: bool = False

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 import domains
+from cli.calibration import CALIBRATION
 from cli.models import check_name, load_model
 from depgraph import DepgraphError
 from domains import FinetuneSettings
@@ -32,6 +33,8 @@ class Start:
         Training after it; None: by ``--recipe``, or as suits the cut.
     alike : tuple of str
         Settings of `dense` that every recipe after pruning takes over.
+    calibration : str
+        Images that a cut is made with, see `cli.calibration`.
     """
 
     load: Callable[..., nn.Module]
@@ -39,6 +42,7 @@ class Start:
     dense: FinetuneSettings = FinetuneSettings()  # noqa: RUF009  # frozen
     recovery: FinetuneSettings | None = None
     alike: tuple[str, ...] = ()
+    calibration: str = CALIBRATION
 
     def recovery_for(self, recipe: str) -> FinetuneSettings:
         """The settings of one of `domains.RECIPES`, as they suit this data."""
@@ -73,5 +77,6 @@ DIGITS = Start(
     domains.DIGITS_RECIPE,
     domains.DIGITS_RECOVERY,
     ("batch_size", "smoothing", "hflip", "crop_scale", "crop_ratio", "color_jitter", "grayscale"),
+    "plain",
 )
-"""Models from nothing, by the names of `domains.DIGITS_MODELS`."""
+"""Models from nothing, by the names of `domains.DIGITS_MODELS`; nothing of them is in looks."""

@@ -12,7 +12,6 @@ from torch import nn
 
 import domains
 from cli.across import check_across
-from cli.calibration import CALIBRATION
 from cli.html import report_page
 from cli.made import force_option
 from cli.models import check_classes
@@ -285,7 +284,7 @@ def make_job(
             amp=half(amp, device),
             seconds=bench_seconds,
         ),
-        calibration=calibration or CALIBRATION,
+        calibration=calibration or start.calibration,
         across_domains=across_domains,
         device=device,
         amp=amp,
