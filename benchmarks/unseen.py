@@ -57,8 +57,9 @@ TRAININGS = {
     "gentle": RECIPES["gentle"],
     "distill": RECIPES["distill"],
     "looks": RECIPES["looks"],
+    "all-looks": replace(RECIPES["looks"], settings=replace(_LOOKS, looks="all")),
     "looks-alone": replace(RECIPES["looks"], distill=False),
-    "no-looks": replace(RECIPES["looks"], settings=replace(_LOOKS, looks=False)),
+    "no-looks": replace(RECIPES["looks"], settings=replace(_LOOKS, looks="none")),
     "no-tokens": replace(RECIPES["looks"], settings=replace(_LOOKS, feature_weight=0.0)),
     "no-labels": replace(RECIPES["looks"], settings=replace(_LOOKS, distill_weight=1.0)),
 }
@@ -93,7 +94,7 @@ class Study:
                 num_classes=len(self.split.classes),
                 seed=self.seed,
             )
-            base = self.settings(FinetuneSettings(looks=True), self.dense_epochs)
+            base = self.settings(FinetuneSettings(looks="all"), self.dense_epochs)
             domains.finetune(model, self.split, base, self.place / "dense-training", resume=True)
             self._keep(model, "dense", {})
         return self._kept("dense")
@@ -131,7 +132,7 @@ class Study:
 
     def trained(self, name: str, macs: float, way: str) -> dict[str, float]:
         """Accuracy by domain of a cut after training."""
-        place = f"{name}-{macs:g}-{way}"
+        place = f"{name}-{macs:g}-{way}-{self.epochs}"
         if not (self.place / f"{place}.json").exists():
             model, recipe = self.cut(name, macs)[0], TRAININGS[way]
             result = domains.finetune(

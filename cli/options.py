@@ -23,6 +23,7 @@ from cli.params import (
 from cli.said import BEST_METRIC
 from cli.schedules import SCHEDULES, STEP_EPOCHS, STEPS
 from cli.tracking import TRACKERS, available_tracker
+from domains.looks import TO_TRAIN
 from pruners import COMBINATIONS, METRICS, PRESETS
 from pruners._choices import AUTO, NORMALISATIONS
 from pruners.allocation import PER, SCOPES
@@ -290,10 +291,11 @@ training_options = _combined(
         help="Argument of --algorithm, such as penalty=0.5; may be given again.",
     ),
     click.option(
-        "--looks/--no-looks",
-        default=None,
-        help="Show each image in a random look at each draw: grey, inverted, edges, other colours, "
-        "the amplitudes of another domain, ...; before pruning and after  [by recipe].",
+        "--looks",
+        type=click.Choice(list(TO_TRAIN)),
+        help="Show each image in a random look at each draw, before pruning and after; calm: grey, "
+        "inverted, edges, other colours, ...; all: textures and the amplitudes of another domain "
+        "too  [before pruning: all; after it by recipe].",
     ),
     click.option(
         "--feature-weight",

@@ -69,7 +69,7 @@ def _load_digits(name: str, *, seed: int = 0, **said: Any) -> nn.Module:
     return domains.digits_model(name, seed=seed)
 
 
-TIMM = Start(load_model, _check_timm, FinetuneSettings(looks=True))
+TIMM = Start(load_model, _check_timm, FinetuneSettings(looks="all"))
 
 DIGITS = Start(
     _load_digits,

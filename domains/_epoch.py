@@ -85,9 +85,7 @@ class EpochRunner:
         pools = train_pools(split.train, settings.sampling)
         self.order = TrainOrder(pools, settings.batch_size, settings.seed, shard_of(device))
         transform, numbers = train_transform(model, settings), domain_numbers(split.train)
-        dataset = ImageDataset(
-            train, transform, pixels, numbers, TO_TRAIN if settings.looks else ()
-        )
+        dataset = ImageDataset(train, transform, pixels, numbers, TO_TRAIN[settings.looks])
         self.train_batches = train_loader(dataset, self.order, workers)
         transform = eval_transform(model, settings.img_size)
         self.val_batches = {

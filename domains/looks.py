@@ -139,10 +139,14 @@ MIXES: dict[str, Mix] = {"amplitudes": _mixed_amplitudes, "statistics": _mixed_s
 """Looks that are taken in part from an image of another domain."""
 
 
-TO_TRAIN: tuple[str, ...] = (*LOOKS, *MIXES)
-"""What a training draws from, all alike often."""
-
 _CALM = ("grey", "invert", "edges", "posterise", "contrast", "threshold", "channels", "blur")
+
+TO_TRAIN: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "calm": ("plain", *_CALM),
+    "all": (*LOOKS, *MIXES),
+}
+"""What a training draws from, all alike often: calm looks have no texture of their own."""
 
 TO_CALIBRATE: tuple[str, ...] = (*len(_CALM) * ("plain",), *_CALM)
 """What a cut is fitted to: every other image as it is, since the least squares forget the sources
@@ -177,7 +181,7 @@ def in_random_look(
 
     Examples
     --------
-    >>> in_random_look(torch.rand(3, 8, 8), TO_TRAIN).shape
+    >>> in_random_look(torch.rand(3, 8, 8), TO_TRAIN["all"]).shape
     torch.Size([3, 8, 8])
     """
     names = [name for name in names if other is not None or name in LOOKS]

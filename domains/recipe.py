@@ -57,9 +57,9 @@ class FinetuneSettings:
         Probability of the flip, strength of the jitter, probability of grey, of erasing.
     auto_augment : str or None
         A timm policy such as "rand-m7-mstd0.5-inc1" or "augmix-m3"; replaces the colour jitter.
-    looks : bool
-        Show each image in a random look (`domains.looks`) at each draw, after crop and jitter; a
-        teacher sees the same pixels.
+    looks : "none", "calm" or "all"
+        Show each image in one of these looks (`domains.looks.TO_TRAIN`) at each draw, after crop
+        and jitter; a teacher sees the same pixels.
     img_size : int or None
         None: the size the model was built for.
     may_keep_start : bool
@@ -104,7 +104,7 @@ class FinetuneSettings:
     grayscale: float = 0.1
     random_erasing: float = 0.0
     auto_augment: str | None = None
-    looks: bool = False
+    looks: Literal["none", "calm", "all"] = "none"
     img_size: int | None = None
     may_keep_start: bool = False
     seed: int = 0
@@ -131,6 +131,7 @@ class FinetuneSettings:
             ("distill_weight", 0 <= self.distill_weight <= 1, "from 0 to 1"),
             ("distill_temperature", self.distill_temperature > 0, "above 0"),
             ("feature_weight", self.feature_weight >= 0, "at least 0"),
+            ("looks", self.looks in ("none", "calm", "all"), "'none', 'calm' or 'all'"),
             ("keep", self.keep in ("best", "last"), "'best' or 'last'"),
             ("crop_scale", 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1, "within (0, 1]"),
             ("num_workers", self.num_workers is None or self.num_workers >= 0, "at least 0"),
@@ -204,7 +205,7 @@ LOOKS = FinetuneSettings(
     lr=5e-5,
     ema_decay=0.99,
     may_keep_start=True,
-    looks=True,
+    looks="calm",
     feature_weight=0.5,
 )
 """Training after a compensated cut that is to keep what generalises: looks, tokens and logits.

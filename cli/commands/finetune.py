@@ -67,7 +67,7 @@ def finetune(
     lr: float | None,
     algorithm: str | None,
     algorithm_args: dict[str, Any],
-    looks: bool | None,
+    looks: str | None,
     feature_weight: float | None,
     recipe: str | None,
     teacher: Path | None,

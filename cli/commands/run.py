@@ -171,7 +171,7 @@ def make_job(
     lr: float | None,
     algorithm: str | None,
     algorithm_args: dict[str, Any],
-    looks: bool | None,
+    looks: str | None,
     feature_weight: float | None,
     dense_epochs: int | None,
     dense_lr: float | None,

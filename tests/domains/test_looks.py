@@ -53,7 +53,7 @@ def test_mixed_amplitudes_keep_the_detail() -> None:
 def test_a_look_is_a_function_of_the_seed() -> None:
     def seen(seed: int) -> Tensor:
         with seeded(seed):
-            return in_random_look(pixels(), TO_TRAIN)
+            return in_random_look(pixels(), TO_TRAIN["all"])
 
     assert torch.equal(seen(4), seen(4))
     assert len({float(seen(seed).sum()) for seed in range(20)}) > 8
@@ -62,7 +62,9 @@ def test_a_look_is_a_function_of_the_seed() -> None:
 def test_only_images_of_other_domains_are_mixed_in(split, tiny_net) -> None:
     samples = [sample for part in split.train.values() for sample in part]
     transform = eval_transform(tiny_net(), 16)
-    data = ImageDataset(samples, transform, domains=domain_numbers(split.train), looks=TO_TRAIN)
+    data = ImageDataset(
+        samples, transform, domains=domain_numbers(split.train), looks=TO_TRAIN["all"]
+    )
     drawn = {data._elsewhere(0) for _ in range(100)}
     assert data.domains is not None
     assert drawn and {data.domains[index] for index in drawn} == {1}
@@ -73,13 +75,13 @@ def test_a_draw_is_in_a_look_of_its_own(split, tiny_net) -> None:
     settings = FinetuneSettings(crop_scale=(1, 1), crop_ratio=(1, 1), hflip=0, color_jitter=0)
     transform = train_transform(tiny_net(), replace(settings, grayscale=0, img_size=16))
     seen: dict[tuple[str, ...], int] = {}
-    for looks in ((), TO_TRAIN):
+    for looks in TO_TRAIN.values():
         data = ImageDataset(samples, transform, domains=domain_numbers(split.train), looks=looks)
         draws = [data[0, seed][0] for seed in range(30)]
         seen[looks] = len({tuple(draw.flatten().tolist()) for draw in draws})
         assert torch.equal(data[0, 7][0], draws[7])
     assert seen[()] == 1
-    assert seen[TO_TRAIN] > 10
+    assert seen[TO_TRAIN["calm"]] > 8 and seen[TO_TRAIN["all"]] > 10
 
 
 def test_the_tokens_are_what_the_last_places_give(tiny_net) -> None:
