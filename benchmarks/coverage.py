@@ -150,8 +150,11 @@ _PEER = (
 
 
 def _markdown(rows: list[dict[str, Any]]) -> str:
-    text = "# Models that the engine prunes\n\nMade by `python -m benchmarks.coverage --peer`. "
-    text += f"{_summary(rows)} {_PEER}\n\n{markdown_table(COLUMNS, map(_cells, rows))}"
+    peers = any("peer" in r for r in rows)
+    shown = len(COLUMNS) if peers else len(COLUMNS) - 2
+    text = "# Models that the engine prunes\n\nMade by `python -m benchmarks.coverage"
+    text += f" --peer`. {_summary(rows)} {_PEER}\n\n" if peers else f"`. {_summary(rows)}\n\n"
+    text += markdown_table(COLUMNS[:shown], (_cells(r)[:shown] for r in rows))
     text += "\n## What is frozen, and why\n\n"
     for r in rows:
         reasons = "; ".join(f"{reason} ({n})" for reason, n in r.get("frozen", {}).items())

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import depgraph
 from depgraph.axes import Atom, axis_atoms
@@ -210,7 +210,8 @@ def _stated_weights(agree: Agreement, cut: _Cut, network: Network, dtype: torch.
 
 def _of_activations(graph: depgraph.DependencyGraph) -> set[Atom]:
     p = graph.propagation
-    active, found = set(p.trace.inputs), set()
+    active: set[fx.Node] = set(p.trace.inputs)
+    found: set[Atom] = set()
     for node in p.trace.nodes:
         if node in active or not active.isdisjoint(node.all_input_nodes):
             active.add(node)
