@@ -190,7 +190,7 @@ def outcome(folder: Path) -> tuple[str, list[str]]:
         except depgraph.DepgraphError as error:
             result = "refused"
             if len(str(error)) > 1500:
-                result = "refused at length"
+                result = f"refused at length: {str(error)[:200]}"
         except BaseException as error:  # noqa: BLE001  that is what is looked for
             result = f"{type(error).__name__}: {str(error)[:80]}"
         else:

@@ -160,11 +160,13 @@ def _compare(
         for atom in axis_atoms(axis)
         if atom in pruned
     }
+    names = sorted(touched) or ["the groups it works on"]
+    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
     raise Mismatch(
         module,
         f"module '{module}' does not follow the plan: {op_name(new)} "
         f"gives {shape(new)} where {op_name(old)} should give {expected}; keep all units of "
-        f"{', '.join(sorted(touched)) or 'the groups it works on'}",
+        f"{', '.join(names[:6])}{more}",
     )
 
 
