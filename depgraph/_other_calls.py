@@ -78,13 +78,22 @@ def other_sizes(model: nn.Module, traced: Trace) -> tuple[Trace, ...]:
 def runs_alike(p: Propagation, other: Trace) -> bool:
     """Whether a trace of the same model runs the ops of another on the same values and dimensions.
 
-    Its sizes may differ wherever a batch or another dimension of an input comes in.
+    Its sizes may differ wherever a batch or another dimension of an input comes in, and so may its
+    numbers, unless it is of the same call in another mode.
     """
+    if other.modes != p.trace.modes and _numbers(other) != _numbers(p.trace):
+        return False
     (nodes, place), (others, same_place) = _steps(p.trace), _steps(other)
     return len(nodes) == len(others) and all(
         _does(node, place) == _does(same, same_place) and _as_wide(p, node, same)
         for node, same in zip(nodes, others, strict=True)
     )
+
+
+def _numbers(trace: Trace) -> list[Any]:
+    """The numbers that ops compute with, which a mode may take from a width."""
+    values = (leaf for node in trace.nodes for leaf in pytree.tree_leaves(node.args))
+    return [value for value in values if isinstance(value, (int, float))]
 
 
 def _steps(trace: Trace) -> tuple[list[fx.Node], dict[fx.Node, int]]:
