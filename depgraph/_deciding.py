@@ -16,7 +16,7 @@ from types import CodeType, FrameType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _OWN = ("torch", "depgraph")
 """Packages whose questions decide nothing that a model would."""
@@ -36,8 +36,6 @@ class _Size(int):
 
     def __bool__(self) -> bool:
         return _decided(int.__bool__(self))
-
-    __hash__ = int.__hash__
 
 
 def _computing(name: str) -> Callable[..., Any]:
@@ -59,11 +57,19 @@ def _telling(name: str) -> Callable[..., Any]:
     return told
 
 
-for _name in ("add", "sub", "mul", "floordiv", "mod", "radd", "rsub", "rmul", "rfloordiv", "rmod"):
+for _name in (
+    *("add", "sub", "mul", "floordiv", "mod", "radd", "rsub", "rmul", "rfloordiv", "rmod"),
+    *("neg", "pos", "abs"),
+):
     setattr(_Size, f"__{_name}__", _computing(f"__{_name}__"))
-setattr(_Size, "__neg__", _computing("__neg__"))  # noqa: B010
-for _name in ("lt", "le", "gt", "ge", "eq", "ne", "truediv", "rtruediv", "pow", "rpow", "divmod"):
+for _name in (
+    *("lt", "le", "gt", "ge", "eq", "ne", "truediv", "rtruediv", "pow", "rpow", "divmod"),
+    *("hash", "str", "repr", "format", "round", "trunc", "floor", "ceil"),
+    *("and", "or", "xor", "lshift", "rshift", "rand", "ror", "rxor", "rlshift", "rrshift"),
+    *("invert", "rdivmod"),
+):
     setattr(_Size, f"__{_name}__", _telling(f"__{_name}__"))
+setattr(_Size, "bit_length", _telling("bit_length"))  # noqa: B010
 
 
 def _decided(answer: Any) -> Any:
@@ -117,31 +123,46 @@ def _raises(steps: list[dis.Instruction], start: int) -> bool:
 def decisions_noted() -> Iterator[list[bool]]:
     """Watch forwards; afterwards the list says whether one of them has decided by a size."""
     size, numel, length = torch._C.TensorBase.size, torch._C.TensorBase.numel, Tensor.__len__
-    shape: Any = vars(torch._C.TensorBase)["shape"]
+    base: Any = torch._C.TensorBase
+    shape, nbytes = vars(base)["shape"], vars(base)["nbytes"]
+    nelement, stride, contiguous = base.nelement, base.stride, base.is_contiguous
 
     def noting(found: Any) -> Any:
-        if _is_own(sys._getframe(2)):
+        frame = sys._getframe(2)
+        if _is_own(frame):
             return found
+        if "range" in frame.f_code.co_names:  # which takes a number without asking
+            _found[-1] = True
         return _Size(found) if type(found) is int else torch.Size(map(_Size, found))
+
+    def picking(getitem: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda self, at: getitem(self, _decided(at) if type(at) is _Size else at)
 
     patches = {
         "shape": property(lambda self: noting(shape.__get__(self))),
         "size": lambda self, *args, **kwargs: noting(size(self, *args, **kwargs)),
         "numel": lambda self: noting(numel(self)),
+        "nelement": lambda self: noting(nelement(self)),
+        "nbytes": property(lambda self: noting(nbytes.__get__(self))),
+        "stride": lambda self, *args, **kwargs: _decided(stride(self, *args, **kwargs)),
+        "is_contiguous": lambda self, *args, **kwargs: _decided(contiguous(self, *args, **kwargs)),
         "__len__": lambda self: _decided(length(self)),
     }
+    places: dict[tuple[type, str], Any] = {(Tensor, name): patch for name, patch in patches.items()}
+    for layers in (nn.ModuleList, nn.Sequential):
+        places[layers, "__getitem__"] = picking(vars(layers)["__getitem__"])
     answer: list[bool] = []
     with _lock:
-        held = {name: vars(Tensor)[name] for name in patches if name in vars(Tensor)}
+        held = {place: vars(place[0]).get(place[1]) for place in places}
         _found.append(False)
-        for name, patch in patches.items():
-            setattr(Tensor, name, patch)
+        for (owner, name), patch in places.items():
+            setattr(owner, name, patch)
         try:
             yield answer
         finally:
-            for name in patches:
-                if name in held:
-                    setattr(Tensor, name, held[name])
+            for (owner, name), was in held.items():
+                if was is None:
+                    delattr(owner, name)
                 else:
-                    delattr(Tensor, name)
+                    setattr(owner, name, was)
             answer.append(_found.pop())

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from depgraph._deciding import decisions_noted
 
@@ -21,6 +21,7 @@ def checked(x: Tensor) -> Any:
     return x
 
 
+LAYERS = nn.ModuleList([nn.ReLU(), nn.Tanh()])
 DECIDING: dict[str, Callable[[Tensor], Any]] = {
     "a branch": lambda x: x if x.shape[0] > 1 else -x,
     "a number of a sum": lambda x: x if x.size(1) % 2 else -x,
@@ -29,6 +30,14 @@ DECIDING: dict[str, Callable[[Tensor], Any]] = {
     "what is not zero": lambda x: x if x.shape[1] - 3 else -x,
     "a root": lambda x: x if math.sqrt(x.shape[2]) > 1 else -x,
     "a minimum": lambda x: x[: min(x.shape[0], 3)],
+    "a table": lambda x: x if {7: 1}.get(x.shape[1]) else -x,
+    "bits": lambda x: x if x.shape[1] >> 2 & 1 else -x,
+    "a name": lambda x: getattr(x, f"dim{x.shape[1]}", x),
+    "bytes": lambda x: x if x.nbytes == 96 else -x,
+    "a stride": lambda x: x if x.stride(0) == 12 else -x,
+    "memory in order": lambda x: x if x.mT.is_contiguous() else -x,
+    "as often": lambda x: [x for _ in range(x.shape[1] - 3)],
+    "a layer by its number": lambda x: LAYERS[x.shape[1] // 3](x),
     "equal shapes": lambda x: x if x.shape == x.mT.shape else -x,
 }
 OTHERS: dict[str, Callable[[Tensor], Any]] = {
