@@ -2,8 +2,8 @@
 
 Its forward can differ only through a module that reads its mode. So each of these runs in the other
 mode, once for all that are alike, and both forwards are numbered value by value: equal ops on equal
-values get equal numbers, and what treats every element alike (a drop-out, a stochastic depth, a
-scale) passes its operand's on. Where all numbers are the same, so are the couplings.
+values get equal numbers, and what treats every element alike (a drop-out, a stochastic depth)
+passes its operand's on. Where all numbers are the same, so are the couplings.
 """
 
 from __future__ import annotations
@@ -19,18 +19,32 @@ from depgraph._alike import UnlikeError, looks, plain_key
 from depgraph._calls import UNREAD, ModuleCall
 from depgraph._modules import is_layer, named_tensors, structural_copy
 from depgraph._watch import ready_to_watch
-from depgraph.propagate import op_name
+from depgraph.propagate import arguments, op_name
 from depgraph.trace import Trace, TraceError, shape, trace_forward
 
 _PASSING = frozenset(
     f"aten.{name}"
     for name in ("dropout", "feature_dropout", "detach", "clone", "contiguous", "to", "_to_copy")
 )
+_WITH_MODE = frozenset(
+    f"aten.{name}" for name in ("batch_norm", "instance_norm", "scaled_dot_product_attention")
+)
+_OF_MODE = frozenset({"training", "use_input_stats", "dropout_p", "momentum"})
 _SCALING = frozenset({"aten.mul", "aten.div"})
 _MAKING = frozenset(
     f"aten.{name}" for name in ("empty", "new_empty", "rand", "new_zeros", "new_ones", "new_full")
 )
 """Ops whose result may be noise for each sample, as stochastic depth draws it."""
+_EACH = (
+    _MAKING
+    | _PASSING
+    | _SCALING
+    | {
+        f"aten.{name}"
+        for name in ("add", "sub", "rsub", "bernoulli", "uniform", "floor", "lt", "le", "gt", "ge")
+    }
+)
+"""Ops that leave noise to be noise: none of them tells one entry from another."""
 
 
 def parts_couple_alike(trace: Trace, model: nn.Module) -> bool:
@@ -49,8 +63,11 @@ def parts_couple_alike(trace: Trace, model: nn.Module) -> bool:
         False also where it cannot be told.
     """
     readers = {name for name in trace.mode_readers if not is_layer(model.get_submodule(name))}
+    readers |= {name for name, module in model.named_modules() if _is_told(module)}
     if len(set(trace.modes.values())) != 1 or "" in readers:
         return not readers
+    if not readers <= trace.calls_of.keys():
+        return False
     names = {id(tensor): name for name, tensor in named_tensors(model)[0].items()}
     known: dict[Any, bool] = {}
     with ready_to_watch():
@@ -87,6 +104,11 @@ def couples_alike(one: Trace, other: Trace) -> bool:
         output = pytree.tree_map_only(fx.Node, place.__getitem__, trace.calls_of[""][0].output)
         told.append((output, list(map(values.known.get, whole.outputs)), values.computed))
     return told[0] == told[1]
+
+
+def _is_told(module: nn.Module) -> bool:
+    """Whether a module may note in a way of its own that the mode changes."""
+    return type(module).train is not nn.Module.train and not is_layer(module)
 
 
 def _outermost(names: Iterable[str]) -> Iterator[str]:
@@ -197,14 +219,15 @@ class _Numbers:
             if node.op != "call_function":
                 continue
             name, operands = op_name(node).rstrip("_"), node.all_input_nodes
-            if operands and single.issuperset(operands):  # a count of batches has no dimensions
+            one = not any(n > 1 for n in shape(node))
+            if operands and one and single.issuperset(operands):  # as a count of batches
                 single.add(node)
             elif _is_noise(node, name, noise, batch):
                 noise.add(node)
             elif (same := _passed_on(node, name, noise)) in known:
                 known[node] = known[same]
             else:
-                told = pytree.tree_map(lambda x: _argument(x, known), (node.args, node.kwargs))
+                told = pytree.tree_map(lambda x: _argument(x, known), _arguments(node, name))
                 known[node] = self._number(name, shape(node), str(told))
                 computed.add(known[node])
         return _Numbered(known, computed)
@@ -216,7 +239,7 @@ def _is_noise(node: fx.Node, name: str, noise: set[fx.Node], batch: int) -> bool
     if first % batch or any(n > 1 for n in rest):
         return False
     inputs = node.all_input_nodes
-    return name in _MAKING or (bool(inputs) and noise.issuperset(inputs))
+    return name in _MAKING or (name in _EACH and bool(inputs) and noise.issuperset(inputs))
 
 
 def _passed_on(node: fx.Node, name: str, noise: set[fx.Node]) -> Any:
@@ -226,13 +249,30 @@ def _passed_on(node: fx.Node, name: str, noise: set[fx.Node]) -> Any:
     if name not in _SCALING:
         return None
     left, right = node.args[:2]
-    if not isinstance(right, fx.Node) or right in noise:
-        return left
-    return right if name == "aten.mul" and left in noise else None
+    if isinstance(right, fx.Node):
+        return _scaled(left, right, noise) or (name == "aten.mul" and _scaled(right, left, noise))
+    after = [
+        op_name(user) == "aten.mul" and _scaled(node, user.args[1], noise) for user in node.users
+    ]  # by what makes up for the noise; any other number may be that of a width
+    return left if after and all(after) else None
+
+
+def _scaled(value: Any, scale: Any, noise: set[fx.Node]) -> Any:
+    """A value that is multiplied by noise of its first dimension."""
+    if scale in noise and len(shape(scale)) == len(shape(value)):
+        return value
+    return None
+
+
+def _arguments(node: fx.Node, name: str) -> Any:
+    """What an op is given, but for a probability and whether it is training."""
+    if name in _WITH_MODE:
+        return [value for key, value in arguments(node).items() if key not in _OF_MODE]
+    return node.args, node.kwargs
 
 
 def _argument(value: Any, known: Mapping[fx.Node, int]) -> Any:
-    """What of an argument tells dimensions: not a probability, nor whether it is training."""
+    """What of an argument tells dimensions."""
     if isinstance(value, fx.Node):
-        return ("value", known.get(value))
-    return type(value).__name__ if isinstance(value, (bool, float)) else value
+        return ("value", known.get(value), shape(value))
+    return value

@@ -12,17 +12,36 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from types import CodeType, FrameType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _OWN = ("torch", "depgraph")
 """Packages whose questions decide nothing that a model would."""
 
 _lock = threading.RLock()
-_found: list[bool] = []
+
+
+@dataclass
+class Decisions:
+    """What forwards have decided by sizes.
+
+    Attributes
+    ----------
+    made : bool
+        Whether anything.
+    compared : set of (int, int)
+        Sizes and the numbers that they were compared with.
+    """
+
+    made: bool = False
+    compared: set[tuple[int, int]] = field(default_factory=set)
+
+
+_found: list[Decisions] = []
 
 
 class _Size(int):
@@ -36,8 +55,6 @@ class _Size(int):
 
     def __bool__(self) -> bool:
         return _decided(int.__bool__(self))
-
-    __hash__ = int.__hash__
 
 
 def _computing(name: str) -> Callable[..., Any]:
@@ -59,17 +76,39 @@ def _telling(name: str) -> Callable[..., Any]:
     return told
 
 
-for _name in ("add", "sub", "mul", "floordiv", "mod", "radd", "rsub", "rmul", "rfloordiv", "rmod"):
+def _comparing(name: str) -> Callable[..., Any]:
+    plain = getattr(int, name)
+
+    def compared(self: int, other: Any) -> Any:
+        return _decided(plain(self, other), (self, other))
+
+    return compared
+
+
+for _name in (
+    *("add", "sub", "mul", "floordiv", "mod", "radd", "rsub", "rmul", "rfloordiv", "rmod"),
+    *("neg", "pos", "abs"),
+):
     setattr(_Size, f"__{_name}__", _computing(f"__{_name}__"))
-setattr(_Size, "__neg__", _computing("__neg__"))  # noqa: B010
-for _name in ("lt", "le", "gt", "ge", "eq", "ne", "truediv", "rtruediv", "pow", "rpow", "divmod"):
+for _name in (
+    *("truediv", "rtruediv", "pow", "rpow", "divmod"),
+    *("hash", "str", "repr", "format", "round", "trunc", "floor", "ceil"),
+    *("and", "or", "xor", "lshift", "rshift", "rand", "ror", "rxor", "rlshift", "rrshift"),
+    *("invert", "rdivmod"),
+):
     setattr(_Size, f"__{_name}__", _telling(f"__{_name}__"))
+for _name in ("lt", "le", "gt", "ge", "eq", "ne"):
+    setattr(_Size, f"__{_name}__", _comparing(f"__{_name}__"))
+setattr(_Size, "bit_length", _telling("bit_length"))  # noqa: B010
 
 
-def _decided(answer: Any) -> Any:
+def _decided(answer: Any, compared: tuple[int, Any] | None = None) -> Any:
     frame = sys._getframe(2)
-    if _found and not _found[-1] and not _is_own(frame) and not _is_check(frame):
-        _found[-1] = True
+    told = compared is not None and isinstance(compared[1], int)
+    if _found and (told or not _found[-1].made) and not _is_own(frame) and not _is_check(frame):
+        _found[-1].made = True
+        if compared is not None and told:
+            _found[-1].compared.add((int.__int__(compared[0]), int.__int__(compared[1])))
     return answer
 
 
@@ -114,34 +153,48 @@ def _raises(steps: list[dis.Instruction], start: int) -> bool:
 
 
 @contextmanager
-def decisions_noted() -> Iterator[list[bool]]:
-    """Watch forwards; afterwards the list says whether one of them has decided by a size."""
+def decisions_noted() -> Iterator[Decisions]:
+    """Watch forwards; what they decide by sizes is noted in what this gives."""
     size, numel, length = torch._C.TensorBase.size, torch._C.TensorBase.numel, Tensor.__len__
-    shape: Any = vars(torch._C.TensorBase)["shape"]
+    base: Any = torch._C.TensorBase
+    shape, nbytes = vars(base)["shape"], vars(base)["nbytes"]
+    nelement, stride, contiguous = base.nelement, base.stride, base.is_contiguous
 
     def noting(found: Any) -> Any:
-        if _is_own(sys._getframe(2)):
+        frame = sys._getframe(2)
+        if _is_own(frame):
             return found
+        if "range" in frame.f_code.co_names:  # which takes a number without asking
+            _found[-1].made = True
         return _Size(found) if type(found) is int else torch.Size(map(_Size, found))
+
+    def picking(getitem: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda self, at: getitem(self, _decided(at) if type(at) is _Size else at)
 
     patches = {
         "shape": property(lambda self: noting(shape.__get__(self))),
         "size": lambda self, *args, **kwargs: noting(size(self, *args, **kwargs)),
         "numel": lambda self: noting(numel(self)),
+        "nelement": lambda self: noting(nelement(self)),
+        "nbytes": property(lambda self: noting(nbytes.__get__(self))),
+        "stride": lambda self, *args, **kwargs: _decided(stride(self, *args, **kwargs)),
+        "is_contiguous": lambda self, *args, **kwargs: _decided(contiguous(self, *args, **kwargs)),
         "__len__": lambda self: _decided(length(self)),
     }
-    answer: list[bool] = []
+    places: dict[tuple[type, str], Any] = {(Tensor, name): patch for name, patch in patches.items()}
+    for layers in (nn.ModuleList, nn.Sequential):
+        places[layers, "__getitem__"] = picking(vars(layers)["__getitem__"])
     with _lock:
-        held = {name: vars(Tensor)[name] for name in patches if name in vars(Tensor)}
-        _found.append(False)
-        for name, patch in patches.items():
-            setattr(Tensor, name, patch)
+        held = {place: vars(place[0]).get(place[1]) for place in places}
+        _found.append(Decisions())
+        for (owner, name), patch in places.items():
+            setattr(owner, name, patch)
         try:
-            yield answer
+            yield _found[-1]
         finally:
-            for name in patches:
-                if name in held:
-                    setattr(Tensor, name, held[name])
+            for (owner, name), was in held.items():
+                if was is None:
+                    delattr(owner, name)
                 else:
-                    delattr(Tensor, name)
-            answer.append(_found.pop())
+                    setattr(owner, name, was)
+            _found.pop()

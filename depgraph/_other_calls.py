@@ -43,8 +43,10 @@ def _odd(size: int) -> int:
     return 2 * size + 1 - size % 2
 
 
-def other_sizes(model: nn.Module, traced: Trace) -> tuple[Trace, ...]:
-    """Traces of a model at a batch of one, and at a larger batch of a larger size.
+def other_sizes(
+    model: nn.Module, traced: Trace, compared: Iterable[tuple[int, int]] = ()
+) -> tuple[Trace, ...]:
+    """Traces of a model at a batch of one, at a larger batch and size, and at sizes asked for.
 
     Parameters
     ----------
@@ -52,6 +54,9 @@ def other_sizes(model: nn.Module, traced: Trace) -> tuple[Trace, ...]:
         Stays as it is.
     traced : Trace
         Of it.
+    compared : iterable of (int, int)
+        Sizes and the numbers with which code compares them: these, and their neighbours, are sizes
+        of a dimension of the inputs that has such a size.
 
     Returns
     -------
@@ -72,19 +77,34 @@ def other_sizes(model: nn.Module, traced: Trace) -> tuple[Trace, ...]:
         found.append(_trace(model, _with_sizes(traced.example, sizes)))
         if found[-1] is not None:
             break
+    asked = {(size, other + step) for size, other in compared for step in (-1, 0, 1)}
+    for size, number in sorted(asked):
+        for dims in ((0,), places):
+            if 0 < number != size == tensors[0].shape[dims[0]]:
+                sizes = {dim: (tensors[0].shape[dim], number) for dim in dims}
+                found.append(_trace(model, _with_sizes(traced.example, sizes)))
     return tuple(trace for trace in found if trace is not None)
 
 
 def runs_alike(p: Propagation, other: Trace) -> bool:
     """Whether a trace of the same model runs the ops of another on the same values and dimensions.
 
-    Its sizes may differ wherever a batch or another dimension of an input comes in.
+    Its sizes may differ wherever a batch or another dimension of an input comes in, and so may its
+    numbers, unless it is of the same call in another mode.
     """
+    if other.modes != p.trace.modes and _numbers(other) != _numbers(p.trace):
+        return False
     (nodes, place), (others, same_place) = _steps(p.trace), _steps(other)
     return len(nodes) == len(others) and all(
         _does(node, place) == _does(same, same_place) and _as_wide(p, node, same)
         for node, same in zip(nodes, others, strict=True)
     )
+
+
+def _numbers(trace: Trace) -> list[Any]:
+    """The numbers that ops compute with, which a mode may take from a width."""
+    values = (leaf for node in trace.nodes for leaf in pytree.tree_leaves(node.args))
+    return [value for value in values if isinstance(value, (int, float))]
 
 
 def _steps(trace: Trace) -> tuple[list[fx.Node], dict[fx.Node, int]]:

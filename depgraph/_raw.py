@@ -23,6 +23,7 @@ from depgraph._objects import Absent, Opened, closed, own_attributes
 from depgraph._recorder import Recorder
 from depgraph._symbolic_shapes import quick_symbolic
 from depgraph._symbols import Symbols, hint, pin
+from depgraph.errors import DepgraphError
 
 
 class ModuleRecorder(Recorder):
@@ -71,6 +72,27 @@ class ModuleRecorder(Recorder):
                 else:
                     vars(model)[name] = closed(value)
         self._before = mapped(own_attributes(model), self.traced)
+        self._casts = _casts()
+
+    def call(self, name: str, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Record a call of a child, which has a forward of its own."""
+        self._refuse_other_casts()
+        return super().call(name, module, args, kwargs)
+
+    def _refuse_other_casts(self) -> None:
+        """Written ops run in the types of the module's call, children as they ever did.
+
+        Raises
+        ------
+        DepgraphError
+            Where the forward turns autocast on or off.
+        """
+        if self.current == "" and _casts() != self._casts:
+            raise DepgraphError(
+                "its forward turns autocast on or off, which it cannot do once it is rewritten; "
+                "leave whole what it needs a rewritten forward for, or put what runs under that "
+                "autocast into a module of its own"
+            )
 
     def end(self, model: nn.Module) -> None:
         """Note what the module has changed in its own attributes."""
@@ -88,6 +110,7 @@ class ModuleRecorder(Recorder):
         """What nobody reads is not written."""
 
     def _run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        self._refuse_other_casts()
         cast = self._cast(func, args, kwargs)
         return super()._run(func, args, kwargs) if cast is None else cast
 
@@ -104,6 +127,14 @@ class ModuleRecorder(Recorder):
 
         result = func(*self._map(args, fake), **self._map_values(kwargs, fake))
         return mapped(result, _off_fake)
+
+
+def _casts() -> Any:
+    """On which kinds of device ops choose their own types, and which."""
+    if not torch._C._is_any_autocast_enabled():
+        return None
+    kinds = ("cpu", "cuda")
+    return [(torch.is_autocast_enabled(k), torch.get_autocast_dtype(k)) for k in kinds]
 
 
 class RawRecorder(ModuleRecorder):
@@ -165,6 +196,7 @@ class RawRecorder(ModuleRecorder):
         return quick_symbolic(func, args, kwargs, self._symbols.require)
 
     def _run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        self._refuse_other_casts()
         if creates(func):
             kwargs = {**kwargs, "device": META}
         quick = self._quick(func, args, kwargs)

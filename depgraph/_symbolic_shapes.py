@@ -105,6 +105,18 @@ def _like(guards: Guards, x: Tensor, *_: Any) -> Sizes:
     return x.shape
 
 
+def _computed(guards: Guards, x: Tensor, *_: Any) -> Sizes:
+    """What is computed of integers need not be one."""
+    if not x.is_floating_point():
+        raise _Misfit
+    return x.shape
+
+
+def _quotient(guards: Guards, x: Tensor, y: Any) -> Sizes:
+    _computed(guards, x)
+    return _binary(guards, x, y)
+
+
 def _binary(guards: Guards, x: Tensor, y: Any, *_: Any) -> Sizes:
     if isinstance(y, Tensor):
         _typed(x, y)
@@ -157,6 +169,7 @@ def _layer_norm(guards: Guards, x: Tensor, normalized: Sizes, *tensors: Any) -> 
 
 
 def _softmax(guards: Guards, x: Tensor, dim: int, dtype: Any = None) -> Sizes:
+    _computed(guards, x)
     if dtype is not None or not -x.dim() <= dim < x.dim():
         raise _Misfit
     return x.shape
@@ -205,7 +218,7 @@ def _parts(sizes: Sizes) -> tuple[int, list[torch.SymInt]]:
     return math.prod(numbers), [size for size in sizes if not isinstance(size, int)]
 
 
-_FIRST = (aten.gelu, aten.silu, aten.relu, aten.sigmoid, aten.tanh, aten.dropout, aten.clone)
+_FIRST = (aten.gelu, aten.silu, aten.relu, aten.sigmoid, aten.tanh, aten.dropout)
 _KNOWN: dict[Any, Callable[..., Sizes]] = {
     aten.linear.default: _linear,
     aten.matmul.default: _matmul,
@@ -214,7 +227,7 @@ _KNOWN: dict[Any, Callable[..., Sizes]] = {
     aten.add.Tensor: _binary,
     aten.sub.Tensor: _binary,
     aten.mul.Tensor: _binary,
-    aten.div.Tensor: _binary,
+    aten.div.Tensor: _quotient,
     aten.softmax.int: _softmax,
     aten.scaled_dot_product_attention.default: _attention,
     aten.masked_fill.Scalar: _onto,
@@ -222,6 +235,7 @@ _KNOWN: dict[Any, Callable[..., Sizes]] = {
     aten.reshape.default: _view,
     aten.view.default: _view,
     aten.contiguous.default: _like,
+    aten.clone.default: _like,
     aten.roll.default: _like,
-    **{packet.default: _like for packet in _FIRST},
+    **{packet.default: _computed for packet in _FIRST},
 }

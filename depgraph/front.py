@@ -49,8 +49,9 @@ def trace(model: nn.Module, example_inputs: Any) -> DependencyGraph:
     Forward hooks that give something back, or write to a module or a tensor, are part of what is
     traced; those that only look on (that record, count or print) do not run. Where training runs
     other modules than evaluation does, that mode is traced too, and what it couples holds. So are
-    a batch of one and a larger size where code decides by sizes and runs other ops there, and any
-    other call, with gradients or in another type, that reads parameters which no other reads.
+    a batch of one, a larger size and those that it compares with where code decides by sizes and
+    runs other ops there, and any other call, with gradients or in another type, that reads
+    parameters which no other reads.
 
     Examples
     --------
@@ -65,7 +66,7 @@ def trace(model: nn.Module, example_inputs: Any) -> DependencyGraph:
         traced = _traced(model, example_inputs)
         modes = other_modes(model, traced)
     branches = other_branches(model, traced)
-    others = (*modes, *(other_sizes(model, traced) if decides[0] else ()))
+    others = (*modes, *(other_sizes(model, traced, decides.compared) if decides.made else ()))
     calls = other_calls(model, traced, (*others, *branches))
     graph = DependencyGraph(traced, (*others, *calls), branches)
     if is_of_library(model):

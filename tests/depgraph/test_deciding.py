@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+import depgraph
 from depgraph._deciding import decisions_noted
+from tests.reference import masked, random_units, randomise
 
 
 def checked(x: Tensor) -> Any:
@@ -21,6 +23,7 @@ def checked(x: Tensor) -> Any:
     return x
 
 
+LAYERS = nn.ModuleList([nn.ReLU(), nn.Tanh()])
 DECIDING: dict[str, Callable[[Tensor], Any]] = {
     "a branch": lambda x: x if x.shape[0] > 1 else -x,
     "a number of a sum": lambda x: x if x.size(1) % 2 else -x,
@@ -29,6 +32,14 @@ DECIDING: dict[str, Callable[[Tensor], Any]] = {
     "what is not zero": lambda x: x if x.shape[1] - 3 else -x,
     "a root": lambda x: x if math.sqrt(x.shape[2]) > 1 else -x,
     "a minimum": lambda x: x[: min(x.shape[0], 3)],
+    "a table": lambda x: x if {7: 1}.get(x.shape[1]) else -x,
+    "bits": lambda x: x if x.shape[1] >> 2 & 1 else -x,
+    "a name": lambda x: getattr(x, f"dim{x.shape[1]}", x),
+    "bytes": lambda x: x if x.nbytes == 96 else -x,
+    "a stride": lambda x: x if x.stride(0) == 12 else -x,
+    "memory in order": lambda x: x if x.mT.is_contiguous() else -x,
+    "as often": lambda x: [x for _ in range(x.shape[1] - 3)],
+    "a layer by its number": lambda x: LAYERS[x.shape[1] // 3](x),
     "equal shapes": lambda x: x if x.shape == x.mT.shape else -x,
 }
 OTHERS: dict[str, Callable[[Tensor], Any]] = {
@@ -45,5 +56,42 @@ def test_a_decision_is_noted_and_nothing_else(name: str) -> None:
     x = torch.empty(2, 3, 4, device="meta")
     with decisions_noted() as found:
         {**DECIDING, **OTHERS}[name](x)
-    assert found == [name in DECIDING]
+    assert found.made == (name in DECIDING)
     assert all(type(size) is int for size in (*x.shape, x.size(0), x.numel(), len(x)))
+
+
+class AtOneSize(nn.Module):
+    """Reverses its channels for one number of tokens alone."""
+
+    def __init__(self, is_that: Callable[[Tensor], bool]) -> None:
+        super().__init__()
+        self.stem, self.head, self.is_that = nn.Linear(8, 12), nn.Linear(12, 3), is_that
+        self.mlp = nn.Sequential(nn.Linear(12, 9), nn.ReLU(), nn.Linear(9, 12))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x)
+        y = y + self.mlp(y)
+        result: Tensor = self.head(y.flip(-1) if self.is_that(x) else y)
+        return result
+
+
+@pytest.mark.parametrize(
+    "is_that",
+    [
+        lambda x: x.shape[1] == 4,
+        lambda x: x.shape[1] not in (5, 6, 7, 10, 11, 1),
+        lambda x: x.shape[:2] == (2, 4),
+        lambda x: 3 < x.size(1) < 5,
+        lambda x: bool(range(x.shape[1] - 5)),
+    ],
+)
+def test_what_runs_at_a_size_that_is_asked_for_fits_a_cut(
+    is_that: Callable[[Tensor], bool],
+) -> None:
+    model = randomise(AtOneSize(is_that)).eval()
+    graph = depgraph.trace(model, torch.randn(2, 5, 8))
+    plan = graph.plan(random_units(graph, 0))
+    small = plan.apply(model)
+    for tokens in (1, 3, 4, 5, 7, 10):
+        x = torch.randn(2, tokens, 8)
+        torch.testing.assert_close(small(x), masked(model, plan)(x), atol=1e-4, rtol=1e-4)
