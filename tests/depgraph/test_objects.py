@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -159,6 +158,7 @@ def test_a_rewritten_forward_that_makes_an_object_is_refused() -> None:
 
 
 def test_a_language_model_generates_with_its_cache_after_a_cut() -> None:
+    transformers = pytest.importorskip("transformers", reason="needs transformers")
     config = transformers.LlamaConfig(
         vocab_size=20,
         hidden_size=16,
