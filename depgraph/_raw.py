@@ -126,6 +126,9 @@ class ModuleRecorder(Recorder):
             return device if value == META and isinstance(value, torch.device) else value
 
         result = func(*self._map(args, fake), **self._map_values(kwargs, fake))
+        if func is torch.ops.aten.scaled_dot_product_attention.default:
+            # kernels lay it out in different ways: what code does about one has to be seen
+            result = result.contiguous()
         return mapped(result, _off_fake)
 
 
