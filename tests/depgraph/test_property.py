@@ -16,8 +16,8 @@ from tests.reference import masked_output, randomise, relative_difference
 from tests.trial import Failure, examine, try_model, try_network
 
 SEEDS = [*range(100), 1106]
-"""The last is of an attention under autocast, whose result torch lays out in several ways."""
-"""None of these networks is wrong or refused; more of them by `python -m benchmarks.property`."""
+"""None of these networks is wrong or refused; more of them by `python -m benchmarks.property`. The
+last has an attention whose result torch lays out in another way under autocast."""
 
 
 @pytest.mark.parametrize("seed", SEEDS)
