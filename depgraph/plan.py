@@ -236,7 +236,7 @@ class Plan:
         try:
             if data["format"] != FORMAT:
                 raise DepgraphError(
-                    f"the plan has format {data['format']!r}; this version reads format {FORMAT}"
+                    f"the plan has format {str(data['format'])[:20]!r}; this version reads format {FORMAT}"
                 )
             if data.get("separate"):
                 raise DepgraphError(

@@ -193,7 +193,7 @@ class LatencyTable:
             data = json.loads(text)
             if data["format"] != FORMAT:
                 raise DepgraphError(
-                    f"the latency table has format {data['format']}, not {FORMAT}; measure it anew"
+                    f"the latency table has format {str(data['format'])[:20]}, not {FORMAT}; measure it anew"
                 )
             grids = tuple(_grid(item) for item in data["grids"])
             return cls(Device(**data["device"]), grids, _factors(data["factors"]))
