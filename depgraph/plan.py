@@ -235,8 +235,9 @@ class Plan:
         """
         try:
             if data["format"] != FORMAT:
+                found = str(data["format"])[:20]
                 raise DepgraphError(
-                    f"the plan has format {str(data['format'])[:20]!r}; this version reads format {FORMAT}"
+                    f"the plan has format {found!r}; this version reads format {FORMAT}"
                 )
             if data.get("separate"):
                 raise DepgraphError(

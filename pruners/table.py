@@ -192,8 +192,9 @@ class LatencyTable:
         try:
             data = json.loads(text)
             if data["format"] != FORMAT:
+                found = str(data["format"])[:20]
                 raise DepgraphError(
-                    f"the latency table has format {str(data['format'])[:20]}, not {FORMAT}; measure it anew"
+                    f"the latency table has format {found}, not {FORMAT}; measure it anew"
                 )
             grids = tuple(_grid(item) for item in data["grids"])
             return cls(Device(**data["device"]), grids, _factors(data["factors"]))
