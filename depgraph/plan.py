@@ -221,7 +221,8 @@ class Plan:
             if isinstance(error, DepgraphError):
                 raise
             raise DepgraphError(
-                f"this is no plan ({type(error).__name__}: {error}); write one with plan.to_json()"
+                f"this is no plan ({type(error).__name__}: {str(error)[:200]}); "
+                "write one with plan.to_json()"
             ) from error
 
     @classmethod
@@ -262,7 +263,8 @@ class Plan:
             if isinstance(error, DepgraphError):
                 raise
             raise DepgraphError(
-                f"this is no plan ({type(error).__name__}: {error}); write one with plan.to_json()"
+                f"this is no plan ({type(error).__name__}: {str(error)[:200]}); "
+                "write one with plan.to_json()"
             ) from error
         for name, units in plan.kept_units.items():
             if name not in plan.sizes:
