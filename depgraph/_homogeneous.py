@@ -17,13 +17,13 @@ from depgraph._masks import (
     LAYERS,
     PASSING,
     PRODUCTS,
-    SUMS,
     Mask,
     State,
     Unproven,
     compact,
     either,
     holds_any,
+    is_sum,
     pulled,
     pushed,
     times,
@@ -111,7 +111,7 @@ class _Walk:
             a = arguments(node)
             affine = [x for x in (a["weight"], a.get("bias")) if x is not None]
             return affine if a["weight"] else []
-        if name in SUMS:
+        if is_sum(node):
             a = arguments(node)
             return operands if isinstance(a.get("other", node), fx.Node) else []
         if name in PRODUCTS:

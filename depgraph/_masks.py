@@ -46,6 +46,14 @@ class Unproven(Exception):
     """The weights cannot be said; never leaves this module."""
 
 
+def is_sum(node: fx.Node) -> bool:
+    """Whether an op adds or joins; in place only to what a layer has made for it alone."""
+    if op_name(node) != "aten.add_":
+        return op_name(node) in SUMS
+    first = node.args[0]
+    return isinstance(first, fx.Node) and op_name(first) in LAYERS and list(first.users) == [node]
+
+
 def times(node: fx.Node, operand: fx.Node) -> int:
     """How often an op takes an operand."""
     return torch.utils._pytree.tree_leaves((node.args, dict(node.kwargs))).count(operand)
@@ -207,7 +215,7 @@ def pushed(node: fx.Node, held: Mapping[fx.Node, State]) -> State:
     x, mask = next(iter(held.items()))
     if name == "getitem":
         return mask[node.args[1]]
-    if name in SUMS:
+    if is_sum(node):
         return _pushed_sum(node, held)
     if name in _LAYOUT:
         if operands[0] not in held:  # only a shape or a dtype is read

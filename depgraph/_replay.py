@@ -82,7 +82,8 @@ def replay(plan: Plan, model: nn.Module) -> None:
             f"the plan is for another model: group '{odd[:80]}' has {sizes.get(odd)} units, not "
             f"{plan.sizes.get(odd)}; give the model that the plan was made for"
         )
-    graph.plan({**plan.kept_units, **plan.choices}).apply(model, inplace=True)
+    again = graph.plan({**plan.kept_units, **plan.choices}, plan.stock_scale)
+    again.apply(model, inplace=True)
 
 
 def _set_classes(model: nn.Module, counts: Sequence[int]) -> None:

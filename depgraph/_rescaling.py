@@ -35,6 +35,8 @@ class Rescalings:
         The trace's names of a module's tensors, by local name.
     predicted : callable
         A meta tensor of the size that a value has in the sliced model.
+    told : bool
+        Whether scales that a fused attention is told change, too.
     """
 
     def __init__(
@@ -45,10 +47,11 @@ class Rescalings:
         modules: Mapping[str, nn.Module],
         names: Callable[[nn.Module], Mapping[str, str]],
         predicted: Callable[[fx.Node], Tensor],
+        told: bool,
     ) -> None:
         self._trace = graph.traced
         self._temperatures, *self._in_other_modes = (
-            Temperatures(p, sizes, modules) for p in graph.in_modes
+            Temperatures(p, sizes, modules, told) for p in graph.in_modes
         )
         self._likeness = Likeness(model)
         self._modules = modules

@@ -45,6 +45,7 @@ class Slicer(Fitting):
             self.modules,
             partial(self.own_tensors, recurse=True),
             self.predicted,
+            plan.stock_scale,
         )
         # many parameters share an axis
         self._indices = cache(partial(kept_indices, kept=self.kept))

@@ -58,14 +58,21 @@ class Temperatures:
         Units left of each pruned atom.
     modules : mapping of str to nn.Module
         Of the model, before it is cut.
+    told : bool
+        Whether the scale of a fused attention changes where it is told one that says the width.
     """
 
     def __init__(
-        self, p: Propagation, sizes: Mapping[Atom, int], modules: Mapping[str, nn.Module]
+        self,
+        p: Propagation,
+        sizes: Mapping[Atom, int],
+        modules: Mapping[str, nn.Module],
+        told: bool = False,
     ) -> None:
         self._p = p
         self._sizes = sizes
         self._modules = modules
+        self._told = told
         self.weights = Weights(p.trace)
 
     @cached_property
@@ -106,7 +113,9 @@ class Temperatures:
                     return None  # a tensor that may have been made of the width
                 number = number_of(node)
                 power = None if number is None else _power(number, before)
-                if number is not None and power is not None and not _is_given(node):
+                if number is None or power is None:
+                    continue
+                if self._told or not _is_given(node):
                     result.numbers[node] = _at_width(number, before, after, power)
                     owners.add(self._p.trace.owner.get(node, ""))
             if result.numbers and not self._set_floats(owners, before, after, result):
@@ -224,7 +233,7 @@ def _is_number(node: fx.Node) -> bool:
 
 
 def _is_given(node: fx.Node) -> bool:
-    """Whether a fused attention is told its scale, which therefore does not follow the width."""
+    """Whether a fused attention is told its scale, which need not follow the width."""
     return arguments(node).get("scale") is not None
 
 

@@ -243,7 +243,7 @@ class DependencyGraph:
             leads = {atom: lead for atom, lead in leads.items() if there.get(atom) is lead}
         return leads
 
-    def plan(self, kept: Mapping[str, Any]) -> Plan:
+    def plan(self, kept: Mapping[str, Any], stock_scale: bool = False) -> Plan:
         """A plan that keeps these units.
 
         Parameters
@@ -252,6 +252,8 @@ class DependencyGraph:
             Units to keep of each group; a group left out keeps all. Of a group that has a `lead`
             also one row of as many units for each unit of that one, removed or not: each head then
             keeps its own head dims.
+        stock_scale : bool
+            See `Plan`: by default no weight is changed where a forward is told its scale.
 
         Returns
         -------
@@ -300,6 +302,7 @@ class DependencyGraph:
             input_spec(self.traced.example, self.traced.inputs_read),
             choices,
             trace_state(self.traced),
+            stock_scale,
             _graph=self,
         )
 

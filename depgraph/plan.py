@@ -52,6 +52,9 @@ class Plan:
         row for each of that one. In ``kept_units`` they are then only counted: ``0 .. k - 1``.
     state : dict
         Modes and floating types of the model that was traced, to replay the plan on another one.
+    stock_scale : bool
+        Attentions that lose head dims get the scale that constructors give to the width that is
+        left, and weights make up for it; otherwise a scale that a forward is told stays.
     factors : tuple of (str, BoolTensor, float)
         Only of a plan that a sliced model carries, and of no plan that is read: by what number the
         cut multiplied which entries of a parameter, of the original's shape, to keep the
@@ -77,6 +80,7 @@ class Plan:
     inputs: Any = field(repr=False)
     choices: dict[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
     state: dict[str, Any] = field(default_factory=dict, repr=False)
+    stock_scale: bool = False
     factors: tuple[Factor, ...] = field(default=(), repr=False, compare=False)
     _graph: DependencyGraph | None = field(default=None, repr=False, compare=False)
 
@@ -170,6 +174,15 @@ class Plan:
         Proposed by the number of units that groups of a kind have left in common; proven by
         building it without data, and comparing names, shapes, classes, attributes and every op of
         a trace in both modes with those of the pruned model.
+
+        Head dims: transformers is told ``head_dim``, also where the class's own configuration does
+        not have it (ViT, DeiT, BEiT, DINOv2); the plan must have ``stock_scale`` then. The vision
+        transformers of timm are told ``embed_dim`` and ``num_heads`` alone: their head dims can be
+        cut only to the quotient. Those of queries and keys with rotary positions (Llama) stay
+        whole, as a constructor makes the frequencies from their number.
+        A parameter that the traced forward does not read (the ``mask_token`` of DINOv2) is not cut,
+        and the embedding must stay whole for it: build the model without
+        (``use_mask_token=False``), or trace with an input that uses it.
         """
         from depgraph.standard import standard_of  # which applies plans
 
@@ -190,6 +203,7 @@ class Plan:
             "inputs": self.inputs,
             "choices": self.choices,
             "state": self.state,
+            "stock_scale": self.stock_scale,
             "axes": self.axes,
             "buffer_axes": self.buffer_axes,
         }
@@ -258,6 +272,7 @@ class Plan:
                     for name, rows in data.get("choices", {}).items()
                 },
                 dict(data.get("state", {})),
+                data.get("stock_scale", False) is True,
             )
         except (*_NO_PLAN, ValueError) as error:
             if isinstance(error, DepgraphError):

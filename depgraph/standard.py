@@ -34,12 +34,15 @@ from depgraph.plan import Plan
 
 _WORDS = {
     "embed": ("embed_dim", "hidden_size"),
-    "heads": ("num_heads", "num_attention_heads"),
+    "heads": ("num_heads", "num_attention_heads", "num_key_value_heads"),
     "hidden": ("intermediate_size",),
 }
 """What constructors call the units of a kind of group."""
 
 _HEAD_DIM = "head_dim"
+KINDS = (*_WORDS, _HEAD_DIM)
+"""Kinds of groups of which a constructor may be told the units."""
+
 _RATIO = "mlp_ratio"
 _OF_GATED = (1, 2, 1.5)
 """A gated MLP makes two widths of one number, or two thirds of it."""
@@ -78,8 +81,8 @@ def standard_recipe(model: nn.Module, plans: Sequence[Plan]) -> Recipe | None:
     dict or None
         None where no arguments are known to make it.
     """
-    sizes = _uniform_sizes(plans)
-    if sizes is None:
+    found_sizes = _uniform_sizes(plans)
+    if found_sizes is None:
         return None
     told = getattr(model, _CONFIG, None)
     said = config_arguments(told) if hasattr(told, "to_dict") else None
@@ -88,7 +91,8 @@ def standard_recipe(model: nn.Module, plans: Sequence[Plan]) -> Recipe | None:
             continue  # the note of a model that was told something else since
         try:
             dense = build(recipe, MAX_INTEGER)
-            found = [r for r in _proposals(recipe, dense, sizes) if _has_shapes(r, plans[-1])]
+            proposals = _proposals(recipe, dense, *found_sizes)
+            found = [r for r in proposals if _has_shapes(r, plans[-1])]
             small = dense
             for plan in plans if found else ():
                 replay(plan, small)
@@ -98,8 +102,8 @@ def standard_recipe(model: nn.Module, plans: Sequence[Plan]) -> Recipe | None:
     return None
 
 
-def _uniform_sizes(plans: Sequence[Plan]) -> dict[str, int] | None:
-    """Units left in each group of a kind; None where groups of a kind differ and are cut."""
+def _uniform_sizes(plans: Sequence[Plan]) -> tuple[dict[str, int], list[str]] | None:
+    """Units left in each group of a kind, and the kinds that are cut; None where those differ."""
     first, last = plans[0].sizes, plans[-1]
     before: dict[str, set[int]] = {}
     after: dict[str, set[int]] = {}
@@ -109,12 +113,15 @@ def _uniform_sizes(plans: Sequence[Plan]) -> dict[str, int] | None:
         before.setdefault(kind, set()).add(size)
         after.setdefault(kind, set()).add(left)
     cut = [kind for kind in after if before[kind] != after[kind]]
-    if any(len(after[kind]) > 1 or kind not in (*_WORDS, _HEAD_DIM) for kind in cut):
+    if any(len(after[kind]) > 1 or kind not in KINDS for kind in cut):
         return None
-    return {kind: min(left) for kind, left in after.items() if len(left) == 1 and min(left)}
+    sizes = {kind: min(left) for kind, left in after.items() if len(left) == 1 and min(left)}
+    return sizes, cut
 
 
-def _proposals(recipe: Recipe, dense: nn.Module, sizes: Mapping[str, int]) -> Iterator[Recipe]:
+def _proposals(
+    recipe: Recipe, dense: nn.Module, sizes: Mapping[str, int], cut: Sequence[str]
+) -> Iterator[Recipe]:
     """Recipes that may make the pruned model, the plainest first."""
     told = recipe["arguments"]
     known = {*told, *arguments_of(dense)}
@@ -124,7 +131,7 @@ def _proposals(recipe: Recipe, dense: nn.Module, sizes: Mapping[str, int]) -> It
     }
     if numbers["embed"] is None:
         numbers["embed"] = next(iter(numbers_of(dense, _WORDS["embed"][0])), None)
-    said = {k: numbers[kind] for kind, keys in _WORDS.items() for k in keys if k in known}
+    said = {k: numbers[kind] for kind in cut for k in _WORDS.get(kind, ()) if k in known}
     said = {key: number for key, number in said.items() if number is not None}
     heads: list[dict[str, Any]] = [{}, {_HEAD_DIM: sizes.get(_HEAD_DIM)}]
     if _HEAD_DIM in told or _HEAD_DIM not in sizes:

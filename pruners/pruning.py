@@ -96,8 +96,9 @@ def prune(
         directions are each head's own already: only without compensation.
     standard : bool
         Cut so that a stock library's constructor builds the result (`depgraph.Plan.standard`): as
-        many units of a kind in every block, in counts that go together. The result is that
-        library's model, with a configuration of its sizes, and carries no plan.
+        many units of a kind in every block, in counts that go together; what a constructor cannot
+        be told stays whole. The result is that library's model, with a configuration of its sizes,
+        and carries no plan.
     seed : int
         For the random metric.
     loss : callable, optional
@@ -256,7 +257,7 @@ def plan_cut(
     kept = choose(scorer.score(model, graph, looked_at))
     if per_head:
         kept = own_choices(model, graph, scorer, looked_at, kept)
-    plan = graph.plan(kept)
+    plan = graph.plan(kept, stock_scale=standard)
     if _log.isEnabledFor(logging.INFO):
         params, macs = plan.num_params / graph.num_params, plan.macs / graph.macs
         said = scorer.name, 100 * params, 100 * macs

@@ -16,17 +16,20 @@ from typing import Any
 from torch import Tensor
 
 from depgraph import DependencyGraph, DepgraphError, Group
+from depgraph.standard import KINDS
 from pruners._choices import AUTO, Unreachable, check_limits, choose_groups, normalised
 from pruners._goal import Goal
 from pruners.latency import LatencyModel
 
 _WIDTH, _RATIO = "heads times head dims are the embedding", "whole ratio of hidden width"
-_RULES: tuple[tuple[str, ...], ...] = ((), (_WIDTH,), (_RATIO,), (_WIDTH, _RATIO))
+_MULTIPLE = "the embedding is a multiple of heads"
+_RULES: tuple[tuple[str, ...], ...] = ((), (_MULTIPLE,), (_WIDTH,), (_RATIO,), (_WIDTH, _RATIO))
 _WITHOUT: tuple[tuple[str, ...], ...] = (
     (),
     ("head_dim",),
     ("embed",),
     ("embed", "head_dim"),
+    ("heads", "head_dim"),
     ("embed", "head_dim", "heads"),
 )
 """Kinds to leave whole where a constructor cannot be told more, unless the caller chose kinds."""
@@ -72,6 +75,8 @@ def standard_allocator(
     goal = Goal(graph, ratio, target, latency)
     given = None if kinds is None or kinds == AUTO or tuple(kinds) == (AUTO,) else kinds
     choices = [choose_groups(graph, given, ignore)]
+    if given is None:
+        choices[0] = [group for group in choices[0] if group.kind in KINDS] or choices[0]
     for without in _WITHOUT[1:] if given is None else ():
         left = [group for group in choices[0] if group.kind not in without]
         if left and left not in choices:
@@ -83,7 +88,7 @@ def standard_allocator(
             counts = _Counts(graph, groups, rules, int(limits.round_to), limits.min_units)
             with suppress(Unreachable):
                 kept = goal.meet(lambda share, counts=counts: counts.kept(share, orders))  # type: ignore[misc]
-                if counts.cuts_all(kept) and graph.plan(kept).standard() is not None:
+                if counts.cuts_all(kept) and graph.plan(kept, True).standard() is not None:
                     return kept
         raise DepgraphError(
             "no stock library's constructor is known that makes this model with "
@@ -142,14 +147,21 @@ class _Counts:
     def _tied(self, free: Mapping[str, int], wanted: Mapping[str, float]) -> dict[str, int]:
         """Counts that obey the rules, as near to those wanted as there are."""
         counts = dict(free)
-        if _WIDTH in self._rules:
-            widths = sorted(self._widths(), key=lambda found: _distance(found, wanted))
-            counts.update(*widths[:1])
+        for rule, options in ((_WIDTH, self._widths()), (_MULTIPLE, self._multiples())):
+            if rule in self._rules:
+                found = sorted(options, key=lambda option: _distance(option, wanted))
+                counts.update(*found[:1])
         if _RATIO in self._rules and "hidden" in counts:
             embed = counts.get("embed", self._embed)
             whole = [n for n in self._options["hidden"] if n % embed == 0]
             counts["hidden"] = _nearest(whole or self._options["hidden"], wanted["hidden"])
         return counts
+
+    def _multiples(self) -> Iterator[dict[str, int]]:
+        """Counts of heads and the embedding of which the last is a multiple."""
+        for heads, embed in product(*(self._options.get(kind, []) for kind in ("heads", "embed"))):
+            if embed % heads == 0:
+                yield {"heads": heads, "embed": embed}
 
     def _widths(self) -> Iterator[dict[str, int]]:
         """Counts of heads, head dims and the embedding of which the last is the product."""

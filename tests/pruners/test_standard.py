@@ -62,6 +62,8 @@ def test_timm_itself_builds_what_was_pruned(name: str) -> None:
     stock.load_state_dict(small.state_dict(), strict=True)
     assert torch.equal(stock(images()), small(images()))
     assert type(stock) is type(small) and num_params(small) < 0.6 * num_params(model)
+    head_dims = {plan.sizes[name] for name in plan.kept_units if "head_dim" in name}
+    assert head_dims == {12}  # cut, to the quotient of the embedding and the heads
     for mode in (True, False):  # the same attributes: it computes the same when trained, too
         torch.manual_seed(0)
         first = stock.train(mode)(images())
@@ -81,6 +83,62 @@ def test_transformers_itself_reads_what_was_pruned(name: str, tmp_path: Path) ->
     assert torch.equal(again.eval()(images()).logits, small(images()).logits)
     assert num_params(again) == plan.num_params < 0.8 * num_params(model)
     assert again.config.num_attention_heads < 4 and model.config.num_attention_heads == 4
+    assert again.config.head_dim < 12 and not hasattr(model.config, "head_dim")
+
+
+@needs_transformers
+@torch.no_grad()
+def test_weights_make_up_for_the_scale_that_a_constructor_gives() -> None:
+    model = of_transformers("ViT")
+    graph = depgraph.trace(model, images())
+    kept = {group.name: range(6) for group in graph.groups if group.kind == "head_dim"}
+    plain, stock = graph.plan(kept), graph.plan(kept, stock_scale=True)
+    small, same = plain.apply(model), stock.apply(model)
+    assert small.vit.layers[0].attention.scaling == 12**-0.5  # type: ignore[index, union-attr]
+    assert same.vit.layers[0].attention.scaling == 6**-0.5  # type: ignore[index, union-attr]
+    torch.testing.assert_close(same(images()).logits, small(images()).logits)
+    for mode in ("eager", "sdpa"):
+        same.set_attn_implementation(mode)  # type: ignore[operator]
+        torch.testing.assert_close(same(images()).logits, small(images()).logits)
+    assert plain.standard() is None and stock.standard() is not None
+    assert depgraph.Plan.from_json(stock.to_json()).stock_scale
+
+
+@needs_transformers
+def test_an_embedding_is_cut_where_no_unread_parameter_holds_it() -> None:
+    without = of_transformers("Dinov2", use_mask_token=False)
+    small, _ = pruners.prune(without, images(), ratio=0.4, standard=True)
+    assert small.config.hidden_size < 48  # type: ignore[union-attr]
+    small, _ = pruners.prune(of_transformers("Dinov2"), images(), ratio=0.4, standard=True)
+    assert small.config.hidden_size == 48  # type: ignore[union-attr]
+
+
+@needs_transformers
+@pytest.mark.parametrize("kv_heads", [2, 4])
+@torch.no_grad()
+def test_a_language_model_with_rotary_positions_keeps_its_head_dims(
+    kv_heads: int, tmp_path: Path
+) -> None:
+    import transformers
+
+    config = transformers.LlamaConfig(
+        vocab_size=100,
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=kv_heads,
+    )
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(config).eval()
+    ids = {"input_ids": torch.arange(16).view(2, 8), "use_cache": False}
+    small, _ = pruners.prune(model, ids, ratio=0.4, standard=True)
+    small.save_pretrained(tmp_path)  # type: ignore[operator]
+    again = type(model).from_pretrained(tmp_path).eval()
+    assert torch.equal(again(**ids).logits, small(**ids).logits)
+    assert again.config.head_dim == 12 and again.config.hidden_size < 48
+    assert again.config.intermediate_size < 96
+    assert again.config.num_attention_heads == (4 if kv_heads == 2 else 2)
 
 
 @pytest.mark.parametrize("name", TIMM[:1])
