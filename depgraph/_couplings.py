@@ -18,7 +18,6 @@ from torch.utils import _pytree as pytree
 from depgraph._alike import UnlikeError, looks, plain_key
 from depgraph._calls import UNREAD, ModuleCall
 from depgraph._modules import is_layer, named_tensors, structural_copy
-from depgraph._watch import ready_to_watch
 from depgraph.propagate import arguments, op_name
 from depgraph.trace import Trace, TraceError, shape, trace_forward
 
@@ -70,15 +69,14 @@ def parts_couple_alike(trace: Trace, model: nn.Module) -> bool:
         return False
     names = {id(tensor): name for name, tensor in named_tensors(model)[0].items()}
     known: dict[Any, bool] = {}
-    with ready_to_watch():
-        for name in _outermost(readers):
-            module = model.get_submodule(name)
-            for call in trace.calls_of[name]:
-                key = _key(module, call)
-                if key not in known:
-                    known[key] = _is_alike(trace, module, call, names)
-                if not known[key]:
-                    return False
+    for name in _outermost(readers):
+        module = model.get_submodule(name)
+        for call in trace.calls_of[name]:
+            key = _key(module, call)
+            if key not in known:
+                known[key] = _is_alike(trace, module, call, names)
+            if not known[key]:
+                return False
     return True
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from itertools import count
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,7 @@ from depgraph.errors import DepgraphError
 if TYPE_CHECKING:
     from depgraph.trace import Trace
 
+_MAX_ELEMENTS = 1 << 31
 State = dict[str, Any]
 """``{"training": False, "others": ["head.drop"], "dtypes": {"float16": ["head.weight"]}}``: mode of
 the model, modules in the other one, and tensors of another floating type than float32."""
@@ -67,6 +69,11 @@ def example_from_spec(spec: Any) -> Any:
     if not isinstance(sizes, list) or any(type(n) is not int or n < 0 for n in sizes):
         raise DepgraphError(f"an example input of the plan has {str(sizes)[:60]!r} for a shape")
     dtype = dtype_named(spec.get("dtype"))
+    if prod(sizes) > _MAX_ELEMENTS:
+        raise DepgraphError(
+            f"an example input of the plan has more than {_MAX_ELEMENTS} elements; trace the model "
+            "with a smaller one"
+        )
     try:
         if "values" in spec:
             return torch.tensor(spec["values"], dtype=dtype).reshape(sizes)

@@ -106,10 +106,20 @@ def _moved(node: fx.Node, mask: Mask) -> State:
     """The op on a mask in place of its operand."""
     name = op_name(node)
     if name in _RESHAPES:
-        return mask.reshape(shape(node))
+        return _reshaped(mask, shape(node))
     if name in _EXPANDS:
         return mask.expand(shape(node))
     return node.target(mask, *node.args[1:], **node.kwargs)  # type: ignore[operator]
+
+
+def _reshaped(mask: Mask, size: Sequence[int]) -> Mask:
+    """A mask in another shape; dims that lead both, and along which it is one, take no memory."""
+    lead = 0
+    for before, step, after in zip(mask.shape, mask.stride(), size, strict=False):
+        if step or before != after or not before:
+            break
+        lead += 1
+    return mask[(0,) * lead].reshape(size[lead:]).expand(size)
 
 
 def _moved_back(node: fx.Node, size: Sequence[int], wanted: State) -> Mask:
@@ -167,7 +177,7 @@ def pulled(
         parts[node.args[1]] = wanted  # type: ignore[index]
         yield x, parts
     elif name in _RESHAPES:
-        yield x, wanted.reshape(shape(x))
+        yield x, _reshaped(wanted, shape(x))
     elif name in _MOVES:
         yield x, _moved_back(node, shape(x), wanted)
     elif name in _COPIES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -62,6 +63,26 @@ def unseen() -> Iterator[None]:
         torch._C._DisablePythonDispatcher(),
     ):
         yield
+
+
+_here = threading.local()
+
+
+@contextmanager
+def results_kept() -> Iterator[None]:
+    """Forwards that are recorded inside share what they know of results."""
+    before = getattr(_here, "results", None)
+    _here.results = {} if before is None else before
+    try:
+        yield
+    finally:
+        _here.results = before
+
+
+def known_results() -> dict[Any, Any]:
+    """Results by op and by what it can see of its arguments, for a recorder to look up and add."""
+    kept: dict[Any, Any] | None = getattr(_here, "results", None)
+    return {} if kept is None else kept
 
 
 def copied_unseen(tensor: Tensor) -> Tensor:

@@ -27,8 +27,10 @@ from depgraph._meta import (
     CPU,
     META,
     copied,
+    copied_unseen,
     creates,
     is_traced,
+    known_results,
     look,
     meta_result,
     off_meta,
@@ -138,7 +140,7 @@ class Recorder(ProxyTorchDispatchMode):
         self._alive: list[Any] = []  # an id must not be given to a second tensor
         self._stand_ins: dict[int, Tensor] = {}
         self._given: dict[int, Tensor] = {}
-        self._results: dict[Any, Any] = {}
+        self._results = known_results()
         self.stack: list[tuple[str, int, Any, bool, Any]] = []
         self.repeats: Repeats | None = None
         self.written: list[tuple[Tensor, fx.Node, fx.Node]] = []
@@ -298,6 +300,8 @@ class Recorder(ProxyTorchDispatchMode):
         node_args = self._map(args, self.node)
         node_kwargs = self._map_values(kwargs, self.node)
         node_kwargs.pop(_HINTS.get(func, ""), None)
+        if torch.Tag.inplace_view in func.tags:
+            self._keep_shapes(args[0])
         result, assumed = self._result(func, args, kwargs)
         if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(result)):
             return result
@@ -317,6 +321,13 @@ class Recorder(ProxyTorchDispatchMode):
                 if isinstance(item, Tensor):
                     self._note(self.make.call(operator.getitem, (node, i)), item)
         return result
+
+    def _keep_shapes(self, tensor: Tensor) -> None:
+        """Nodes made this tensor in the shape that it is about to lose."""
+        for node in self.nodes:
+            if node.meta["val"] is tensor:
+                node.meta["val"] = copied_unseen(tensor)
+        self._results.clear()  # a result that is remembered may be this very tensor
 
     def _is_held(self, args: Any) -> bool:
         """Whether a tensor is among the arguments that a module has in an attribute."""

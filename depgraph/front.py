@@ -13,7 +13,9 @@ from depgraph._collection import collection_paused
 from depgraph._deciding import decisions_noted
 from depgraph._find import is_of_library
 from depgraph._other_calls import other_calls, other_sizes
+from depgraph._meta import results_kept
 from depgraph._placing import without_data
+from depgraph._watch import ready_to_watch
 from depgraph.alongside import other_branches, other_modes
 from depgraph.errors import DepgraphError
 from depgraph.graph import DependencyGraph
@@ -21,6 +23,8 @@ from depgraph.trace import Trace, trace_forward
 
 
 @collection_paused()
+@ready_to_watch()
+@results_kept()
 def trace(model: nn.Module, example_inputs: Any) -> DependencyGraph:
     """Find which parameter dimensions of a model must shrink together.
 

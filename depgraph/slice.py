@@ -15,7 +15,9 @@ from depgraph._collection import collection_paused
 from depgraph._edits import Edits
 from depgraph._guard import guard
 from depgraph._inputs import example_from_spec
+from depgraph._meta import results_kept
 from depgraph._slicer import Slicer
+from depgraph._watch import ready_to_watch
 from depgraph.errors import DepgraphError
 from depgraph.front import trace
 from depgraph.graph import DependencyGraph
@@ -25,6 +27,8 @@ from depgraph.verify import Mismatch, verify
 
 
 @collection_paused()
+@ready_to_watch()
+@results_kept()
 @torch.inference_mode(False)  # what is made here is to be trained
 @torch.no_grad()
 def apply_plan(plan: Plan, model: nn.Module, inplace: bool = False) -> nn.Module:

@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from depgraph._bounded import bounded
 from depgraph._describe import Saved, describe, plans_of
 from depgraph._files import checksum, inside
 from depgraph._folder import BUFFERS, FolderBeside, check_place, flat, move_files
@@ -171,7 +172,15 @@ def load(
     ------
     DepgraphError
         When a file is missing or damaged, the model is made by a package that is not there or by
-        the user's own code, or the given model does not become the one that was saved.
+        the user's own code, the given model does not become the one that was saved, or it takes
+        more work to make than a model needs.
+
+    Notes
+    -----
+    What a folder may cost is bounded: the size of its texts, each number, the parts that a
+    constructor registers (by the parameters that the plans name), the elements of example inputs,
+    and for making the model and applying the plans again, five minutes of the thread's CPU time and
+    8 GiB of memory.
     """
     directory = fetch(str(directory)) if is_hub_name(directory) else Path(directory)
     manifest, built = _structure(directory, model)
@@ -213,7 +222,7 @@ def _structure(directory: Path, model: nn.Module | None) -> tuple[Manifest, nn.M
     if model is None and manifest.recipe is None and manifest.key in _remembered:
         return manifest, structural_copy(_remembered[manifest.key])
     try:
-        return manifest, rebuild(manifest, model)
+        return manifest, bounded(lambda: rebuild(manifest, model))
     except DepgraphError as error:
         raise DepgraphError(f"'{directory}': {error}") from error
     except Exception as error:  # whatever odd plans lead to
@@ -245,7 +254,7 @@ def _compare(manifest: Manifest, built: nn.Module) -> None:
     """Refuse a given model that did not become the one that was saved."""
     odd, caches = None, frozenset()  # type: ignore[var-annotated]
     if manifest.ops and manifest.plans:
-        found, caches = ops(built, manifest.plans[-1])
+        found, caches = bounded(lambda: ops(built, manifest.plans[-1]))
         odd = first_difference(manifest.ops, found)
     if odd is None and manifest.facts:
         odd = first_difference(manifest.facts, facts(built, caches))
