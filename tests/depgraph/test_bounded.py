@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
@@ -19,16 +20,16 @@ from depgraph._masks import _reshaped
 
 def endless() -> None:
     for _ in count():
-        try:
+        with suppress(Exception):  # as a library may
             sum(range(1000))
-        except Exception:  # noqa: BLE001, S110  as a library may
-            pass
 
 
 @pytest.mark.parametrize("where", ["MAX_SECONDS", "MAX_BYTES"])
 def test_work_without_end_is_refused(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_bounded, where, -1 if where == "MAX_BYTES" else 0.5)
-    with pytest.raises(depgraph.DepgraphError, match="more than .* of CPU time"):
+    with pytest.raises(
+        depgraph.DepgraphError, match="more than 0 s of CPU time|than 300 s of CPU time"
+    ):
         bounded(endless)
     monkeypatch.undo()
     assert bounded(lambda: sum(range(10**6))) == sum(range(10**6))
