@@ -27,9 +27,7 @@ def endless() -> None:
 @pytest.mark.parametrize("where", ["MAX_SECONDS", "MAX_BYTES"])
 def test_work_without_end_is_refused(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_bounded, where, -1 if where == "MAX_BYTES" else 0.5)
-    with pytest.raises(
-        depgraph.DepgraphError, match="more than 0 s of CPU time|than 300 s of CPU time"
-    ):
+    with pytest.raises(depgraph.DepgraphError, match=r"than (0|300) s of CPU time"):
         bounded(endless)
     monkeypatch.undo()
     assert bounded(lambda: sum(range(10**6))) == sum(range(10**6))
