@@ -8,6 +8,7 @@ so that an expression and its guards together are right at every size, or say th
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from torch.fx.proxy import GraphAppendingTracer
 from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.printers import PythonPrinter
 from torch.utils._sympy.reference import PythonReferenceAnalysis
+
+from depgraph._source import is_foreign
 
 SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
 
@@ -66,6 +69,28 @@ class _Arithmetic(PythonReferenceAnalysis):
     round_to_int = _whole(round)
     trunc_to_int = _whole(math.trunc)
 
+    @staticmethod
+    def round_decimal(a: Any, digits: Any) -> Any:
+        return a.tracer.create_proxy("call_function", round, (a, digits), {})
+
+
+@contextmanager
+def _spelled_out() -> Iterator[None]:
+    """Let code that writes a symbol into a text, a key of a table say, see its number."""
+    plain = {kind: kind.__repr__ for kind in SYMBOLIC}
+
+    def shown(value: Any) -> str:
+        asked = is_foreign(sys._getframe(1))
+        return repr(pin(value)) if asked else plain[type(value)](value)
+
+    for kind in SYMBOLIC:
+        kind.__repr__ = shown  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for kind, was in plain.items():
+            kind.__repr__ = was  # type: ignore[method-assign]
+
 
 class Symbols:
     """The symbols of one trace, what is known of them, and how to write them down."""
@@ -92,7 +117,7 @@ class Symbols:
     @contextmanager
     def in_use(self) -> Iterator[None]:
         """Sizes are taken to be larger than one wherever no code asks."""
-        with _config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
+        with _config.patch(backed_size_oblivious=True), _spelled_out():  # type: ignore[attr-defined]
             yield
 
     def require(self, expr: Any) -> None:
@@ -133,7 +158,10 @@ class Symbols:
         }
         if not held:
             return hint(value)
-        made = sympy_interp(_Arithmetic, held, expr)
+        try:
+            made = sympy_interp(_Arithmetic, held, expr)
+        except (AttributeError, KeyError, NotImplementedError):
+            return pin(value)  # a function that Python has no operator for
         return made.node if isinstance(made, fx.Proxy) else made
 
 
