@@ -81,6 +81,44 @@ def test_units_that_others_can_replace_are_removed_at_no_loss() -> None:
     torch.testing.assert_close(small(x), net(x), rtol=1e-3, atol=1e-4)
 
 
+def chain() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        *(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 4)),
+        *(nn.Tanh(), nn.Linear(4, 3)),
+    )
+
+
+def test_layers_behind_that_lost_no_input_make_good_what_is_left() -> None:
+    net, x = chain(), torch.randn(500, 5)
+    graph = depgraph.trace(net, x[:2])
+    wide = next(group for group in graph.prunable if group.size == 12)
+    plan = graph.plan({wide.name: range(3)})
+    small = plan.apply(net)
+    before = state(small)
+    assert compensate(net, small, plan, [(x, torch.zeros(500))], damping=1e-9) == [
+        "4.weight",
+        "6.weight",
+    ]
+    with torch.no_grad():
+        read = F.pad(small[:6](x), (0, 1), value=1.0)
+        best = read @ torch.linalg.lstsq(read, net(x)).solution
+        torch.testing.assert_close(small(x), best, rtol=1e-3, atol=1e-4)
+        assert (small(x) - net(x)).norm() > 1e-2
+    for name in ("0.weight", "0.bias", "2.weight", "2.bias"):
+        assert torch.equal(state(small)[name], before[name])
+
+
+def test_of_few_places_a_layer_that_lost_no_input_learns_nothing() -> None:
+    net, x = chain(), torch.randn(40, 5)
+    graph = depgraph.trace(net, x[:2])
+    wide = next(group for group in graph.prunable if group.size == 12)
+    plan = graph.plan({wide.name: range(3)})
+    small = plan.apply(net)
+    assert compensate(net, small, plan, [(x, torch.zeros(40))]) == ["4.weight"]
+    assert torch.equal(state(small)["6.weight"], state(net)["6.weight"])
+
+
 def test_a_convolution_is_refitted_too() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(
