@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from depgraph import Plan
 from pruners._calls import Call, Watch, readable, run
 from pruners._fit import Fit
-from pruners._teacher import Teacher
+from pruners._residual import Branch, Drift, Streams
+from pruners._teacher import Teacher, stream_after
 from pruners.gradient import evaluating
 from pruners.metrics import Batch
 from pruners.recalibration import Observed, Recalibration, WatchNorms
@@ -86,6 +87,9 @@ def compensate(
     those before it could not. Only with `PLACES` for each of its inputs, though: of fewer (a head
     that reads one token of each sample) it learns the samples by heart.
 
+    A layer whose output is added to a stream that was added to before (`pruners._residual`) is
+    fitted to what brings the stream to where the dense model's is.
+
     Sums take ``O(in (in + out))`` numbers in float64 for each layer. Biases are part of the least
     squares, where they are parameters. Running statistics of batch norms follow what reaches them
     (`pruners.recalibration`), for which there is a second pass; other norms have none. A layer that
@@ -96,16 +100,17 @@ def compensate(
     layers = {name for name, dims in plan.kept.items() if 1 in dims and name in known}
     losing = {name for name in layers if _loses(plan, name)}
     with evaluating(dense), evaluating(small):
-        first = next(iter(batches))[0]
+        first = _first_sample(next(iter(batches))[0])
         once, norms = _called_once(dense, losing if means_only else layers, first)
-        refit = _Refit(dense, small, plan, once, losing, None if means_only else damping)
+        added = {} if means_only else _added(dense, once, first)
+        refit = _Refit(dense, small, plan, once, losing, added, None if means_only else damping)
         original: dict[str, tuple[Tensor, Tensor]] = {}
         refit.go_through(batches, Recalibration(plan, norms, original))
         for layer in refit.layers.values():
             if layer.is_told:
                 layer.solve(refit.damping)
         if norms:
-            refit.once = set()
+            refit.once, refit.teacher.streams = set(), set()
             refit.go_through(batches, Recalibration(plan, norms, original))
     return [name for name, layer in refit.layers.items() if layer.is_told]
 
@@ -120,6 +125,19 @@ def _mentions(spec: Any, names: set[str]) -> bool:
     return spec in names
 
 
+def _first_sample(inputs: Any) -> tuple[Tensor, ...]:
+    return tuple(x[:1] for x in (inputs if isinstance(inputs, (tuple, list)) else (inputs,)))
+
+
+def _added(
+    model: nn.Module, weights: set[str], inputs: tuple[Tensor, ...]
+) -> dict[str, tuple[str, Branch]]:
+    """Layers that are added to a stream, with the one that was added to it before."""
+    with Streams(model, weights) as streams:
+        run(model, inputs)
+    return streams.found
+
+
 def _called_once(model: nn.Module, weights: set[str], inputs: Any) -> tuple[set[str], set[str]]:
     """Layers that can be refitted, and batch norms, by weight and by buffer of means."""
     layers: Counter[str] = Counter()
@@ -132,9 +150,8 @@ def _called_once(model: nn.Module, weights: set[str], inputs: Any) -> tuple[set[
     def count_norm(name: str, seen: Observed, mean: Tensor, variance: Tensor) -> None:
         norms[name] += 1
 
-    first = tuple(x[:1] for x in (inputs if isinstance(inputs, (tuple, list)) else (inputs,)))
     with WatchNorms(model, count_norm), Watch(model, weights, count):
-        run(model, first)
+        run(model, inputs)
     once = [{name for name, times in found.items() if times == 1} for found in (layers, norms)]
     return once[0], once[1]
 
@@ -165,11 +182,13 @@ class _Refit:
         plan: Plan,
         once: set[str],
         losing: set[str],
+        added: Mapping[str, tuple[str, Branch]],
         damping: float | None,
     ) -> None:
         self.small, self.plan, self.once, self.damping = small, plan, once, damping
         self.losing = losing
-        self.teacher = Teacher(dense, once)
+        self.drift = Drift(small, added)
+        self.teacher = Teacher(dense, once, self.drift.layers)
         self.factors: Mapping[str, Tensor] = _row_factors(
             vars(small).get("depgraph_plans", [plan])[-1]
         )
@@ -184,7 +203,9 @@ class _Refit:
             if not layer.fit.count and not layer.loses and _alike(call.flat(output), gave):
                 self.once.discard(call.weight)  # the cut does not reach it
                 return output
-            wanted = gave - call.bias if layer.bias is None and call.bias is not None else gave
+            wanted = gave + self.drift.lacking(call, gave)
+            if layer.bias is None and call.bias is not None:
+                wanted = wanted - call.bias
             layer.fit.add(call.rows.flatten(0, 1), wanted.flatten(0, 1))
             if layer.fit.count < GROWTH * layer.solved_at or not layer.is_told:
                 return output
@@ -198,11 +219,19 @@ class _Refit:
             if name in norms.names:
                 norms(name, seen, self.teacher.next(name), mean, variance)
 
+        def added(name: str, stream: Tensor) -> None:
+            rows = self.plan.kept[name].get(0)
+            was = self.teacher.next(stream_after(name))
+            was = was if rows is None else was[..., rows.to(was.device)]
+            self.drift.now[name] = was - stream
+
         for inputs, _ in batches:
+            self.drift.now.clear()
             with (
                 self.teacher.running(inputs),
                 WatchNorms(self.small, before),
                 Watch(self.small, self.once, after),
+                Streams(self.small, self.teacher.streams, added),
             ):
                 run(self.small, inputs)
 
