@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from depgraph import DepgraphError
 from pruners._calls import Call, Watch, run
+from pruners._residual import Streams
 from pruners.recalibration import Observed, WatchNorms
 
 
@@ -25,10 +26,12 @@ class Teacher:
         In evaluation mode.
     weights : set of str
         Of the layers whose outputs are wanted.
+    streams : set of str
+        Of the layers for which the stream that they are added to is wanted, see `stream_after`.
     """
 
-    def __init__(self, model: nn.Module, weights: set[str]) -> None:
-        self.model, self.weights = model, weights
+    def __init__(self, model: nn.Module, weights: set[str], streams: set[str]) -> None:
+        self.model, self.weights, self.streams = model, weights, streams
         self.queue: Queue[tuple[str, Any]] = Queue(maxsize=1)
         self.stopped = threading.Event()
 
@@ -52,7 +55,8 @@ class Teacher:
     def next(self, name: str) -> Any:
         """The output of a layer, by its weight, or what a norm observed, by its buffer of means.
 
-        Both models call their layers in the same order: what comes before is not wanted any more.
+        `stream_after` a layer is what it was added to, with it. Both models call their layers in
+        the same order: what comes before is not wanted any more.
         """
         while True:
             found, value = self.queue.get()
@@ -69,11 +73,15 @@ class Teacher:
         def before(name: str, seen: Observed, mean: Tensor, variance: Tensor) -> None:
             self._say(name, seen)
 
+        def added(name: str, stream: Tensor) -> None:
+            self._say(stream_after(name), stream)
+
         try:
             with (
                 torch.no_grad(),
                 WatchNorms(self.model, before),
                 Watch(self.model, self.weights, after),
+                Streams(self.model, self.streams, added),
             ):
                 run(self.model, inputs)
         except _Stopped:
@@ -88,6 +96,11 @@ class Teacher:
         if self.stopped.is_set():
             raise _Stopped
         self.queue.put((name, value))
+
+
+def stream_after(weight: str) -> str:
+    """What the stream is called once a layer is added to it."""
+    return f"{weight} +"
 
 
 class _Stopped(DepgraphError):

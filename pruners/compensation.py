@@ -1,4 +1,4 @@
-"""Refits the layers that read what is left, so that they give what they gave before the cut.
+"""Refits the layers from the first cut on, so that they give what they gave before it.
 
 Over unlabelled samples the dense and the pruned model run side by side, batch by batch; of each
 layer only sums are kept, so that memory does not grow with the samples. No label is read, and
@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from depgraph import Plan
 from pruners._calls import Call, Watch, readable, run
 from pruners._fit import Fit
-from pruners._teacher import Teacher
+from pruners._residual import Branch, Drift, Streams
+from pruners._teacher import Teacher, stream_after
 from pruners.gradient import evaluating
 from pruners.metrics import Batch
 from pruners.recalibration import Observed, Recalibration, WatchNorms
@@ -34,6 +35,12 @@ DAMPING = 0.01
 
 GROWTH = 1.25
 """A layer is solved again when the number of its places has grown by this factor."""
+
+ROUNDING = 16
+"""Smallest steps of the type, of the largest output, that two outputs may be apart by rounding."""
+
+PLACES = 16
+"""Places for each input that it takes to refit a layer that lost none."""
 
 
 @torch.no_grad()
@@ -45,7 +52,7 @@ def compensate(
     damping: float = DAMPING,
     means_only: bool = False,
 ) -> list[str]:
-    """Refit, in place, every linear layer and convolution that lost inputs, and batch norms.
+    """Refit, in place, every linear layer and convolution that the cut reaches, and batch norms.
 
     Parameters
     ----------
@@ -76,28 +83,36 @@ def compensate(
     after those before it, exactly; of many, the first samples were seen through layers that were
     fitted to fewer.
 
+    A layer that lost no input is refitted too where what it reads has changed: it makes good what
+    those before it could not. Only with `PLACES` for each of its inputs, though: of fewer (a head
+    that reads one token of each sample) it learns the samples by heart.
+
+    A layer whose output is added to a stream that was added to before (`pruners._residual`) is
+    fitted to what brings the stream to where the dense model's is.
+
     Sums take ``O(in (in + out))`` numbers in float64 for each layer. Biases are part of the least
     squares, where they are parameters. Running statistics of batch norms follow what reaches them
     (`pruners.recalibration`), for which there is a second pass; other norms have none. A layer that
     is applied several times in one forward is left as it is, and so are grouped convolutions: their
     columns have no sum of their own to be fitted to.
     """
-    losing = {
-        name
-        for name, dims in plan.kept.items()
-        if 1 in dims and _loses(plan, name) and name in dict(small.named_parameters())
-    }
+    known = dict(small.named_parameters())
+    layers = {name for name, dims in plan.kept.items() if 1 in dims and name in known}
+    losing = {name for name in layers if _loses(plan, name)}
     with evaluating(dense), evaluating(small):
-        once, norms = _called_once(dense, losing, next(iter(batches))[0])
-        refit = _Refit(dense, small, plan, once, None if means_only else damping)
+        first = _first_sample(next(iter(batches))[0])
+        once, norms = _called_once(dense, losing if means_only else layers, first)
+        added = {} if means_only else _added(dense, once, first)
+        refit = _Refit(dense, small, plan, once, losing, added, None if means_only else damping)
         original: dict[str, tuple[Tensor, Tensor]] = {}
         refit.go_through(batches, Recalibration(plan, norms, original))
         for layer in refit.layers.values():
-            layer.solve(refit.damping)
+            if layer.is_told:
+                layer.solve(refit.damping)
         if norms:
-            refit.once = set()
+            refit.once, refit.teacher.streams = set(), set()
             refit.go_through(batches, Recalibration(plan, norms, original))
-    return list(refit.layers)
+    return [name for name, layer in refit.layers.items() if layer.is_told]
 
 
 def _loses(plan: Plan, name: str) -> bool:
@@ -108,6 +123,19 @@ def _mentions(spec: Any, names: set[str]) -> bool:
     if isinstance(spec, list):
         return any(_mentions(item, names) for item in spec[1:])
     return spec in names
+
+
+def _first_sample(inputs: Any) -> tuple[Tensor, ...]:
+    return tuple(x[:1] for x in (inputs if isinstance(inputs, (tuple, list)) else (inputs,)))
+
+
+def _added(
+    model: nn.Module, weights: set[str], inputs: tuple[Tensor, ...]
+) -> dict[str, tuple[str, Branch]]:
+    """Layers that are added to a stream, with the one that was added to it before."""
+    with Streams(model, weights) as streams:
+        run(model, inputs)
+    return streams.found
 
 
 def _called_once(model: nn.Module, weights: set[str], inputs: Any) -> tuple[set[str], set[str]]:
@@ -122,11 +150,16 @@ def _called_once(model: nn.Module, weights: set[str], inputs: Any) -> tuple[set[
     def count_norm(name: str, seen: Observed, mean: Tensor, variance: Tensor) -> None:
         norms[name] += 1
 
-    first = tuple(x[:1] for x in (inputs if isinstance(inputs, (tuple, list)) else (inputs,)))
     with WatchNorms(model, count_norm), Watch(model, weights, count):
-        run(model, first)
+        run(model, inputs)
     once = [{name for name, times in found.items() if times == 1} for found in (layers, norms)]
     return once[0], once[1]
+
+
+def _alike(output: Tensor, gave: Tensor) -> bool:
+    """Whether two outputs differ by rounding at most."""
+    least = ROUNDING * torch.finfo(output.dtype).eps
+    return bool((output - gave).abs().max() <= least * gave.abs().max())
 
 
 def _row_factors(plan: Plan) -> dict[str, Tensor]:
@@ -148,10 +181,14 @@ class _Refit:
         small: nn.Module,
         plan: Plan,
         once: set[str],
+        losing: set[str],
+        added: Mapping[str, tuple[str, Branch]],
         damping: float | None,
     ) -> None:
         self.small, self.plan, self.once, self.damping = small, plan, once, damping
-        self.teacher = Teacher(dense, once)
+        self.losing = losing
+        self.drift = Drift(small, added)
+        self.teacher = Teacher(dense, once, self.drift.layers)
         self.factors: Mapping[str, Tensor] = _row_factors(
             vars(small).get("depgraph_plans", [plan])[-1]
         )
@@ -161,9 +198,16 @@ class _Refit:
         """One pass over the samples, a batch at a time."""
 
         def after(call: Call, output: Tensor) -> Tensor:
+            gave = self._gave(call)
             layer = self._layer(call)
-            layer.fit.add(call.rows.flatten(0, 1), self._wanted(call).flatten(0, 1))
-            if layer.fit.count < GROWTH * layer.solved_at:
+            if not layer.fit.count and not layer.loses and _alike(call.flat(output), gave):
+                self.once.discard(call.weight)  # the cut does not reach it
+                return output
+            wanted = gave + self.drift.lacking(call, gave)
+            if layer.bias is None and call.bias is not None:
+                wanted = wanted - call.bias
+            layer.fit.add(call.rows.flatten(0, 1), wanted.flatten(0, 1))
+            if layer.fit.count < GROWTH * layer.solved_at or not layer.is_told:
                 return output
             layer.solve(self.damping)
             if call.convolution is None:
@@ -175,40 +219,51 @@ class _Refit:
             if name in norms.names:
                 norms(name, seen, self.teacher.next(name), mean, variance)
 
+        def added(name: str, stream: Tensor) -> None:
+            rows = self.plan.kept[name].get(0)
+            was = self.teacher.next(stream_after(name))
+            was = was if rows is None else was[..., rows.to(was.device)]
+            self.drift.now[name] = was - stream
+
         for inputs, _ in batches:
+            self.drift.now.clear()
             with (
                 self.teacher.running(inputs),
                 WatchNorms(self.small, before),
                 Watch(self.small, self.once, after),
+                Streams(self.small, self.teacher.streams, added),
             ):
                 run(self.small, inputs)
 
-    def _wanted(self, call: Call) -> Tensor:
+    def _gave(self, call: Call) -> Tensor:
         """What the dense model's layer gives in the rows that stay: (samples, places, out)."""
-        wanted = call.flat(self.teacher.next(call.weight))
+        gave = call.flat(self.teacher.next(call.weight))
         if call.weight in self.factors:
-            wanted = wanted * self.factors[call.weight].to(wanted)
+            gave = gave * self.factors[call.weight].to(gave)
         rows = self.plan.kept[call.weight].get(0)
-        wanted = wanted if rows is None else wanted[..., rows.to(wanted.device)]
-        if call.bias is None or isinstance(call.bias, nn.Parameter):
-            return wanted
-        return wanted - call.bias
+        return gave if rows is None else gave[..., rows.to(gave.device)]
 
     def _layer(self, call: Call) -> _Layer:
         if call.weight not in self.layers:
             bias = call.bias if isinstance(call.bias, nn.Parameter) else None
-            self.layers[call.weight] = _Layer(call.weight, call.parameter, bias)
+            loses = call.weight in self.losing
+            self.layers[call.weight] = _Layer(call.weight, call.parameter, bias, loses)
         return self.layers[call.weight]
 
 
 class _Layer:
     """A layer with its sums, and what it was before any refit."""
 
-    def __init__(self, name: str, weight: Tensor, bias: Tensor | None) -> None:
-        self.name, self.weight, self.bias = name, weight, bias
+    def __init__(self, name: str, weight: Tensor, bias: Tensor | None, loses: bool) -> None:
+        self.name, self.weight, self.bias, self.loses = name, weight, bias, loses
         self.before = weight.flatten(1).clone(), None if bias is None else bias.clone()
         self.fit = Fit(name)
         self.solved_at = 0
+
+    @property
+    def is_told(self) -> bool:
+        """Whether enough was seen of what it reads."""
+        return self.loses or self.fit.count >= PLACES * self.before[0].shape[1]
 
     def solve(self, damping: float | None) -> None:
         """Make it what is best for the places so far; None: its bias alone."""

@@ -81,6 +81,79 @@ def test_units_that_others_can_replace_are_removed_at_no_loss() -> None:
     torch.testing.assert_close(small(x), net(x), rtol=1e-3, atol=1e-4)
 
 
+def chain() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        *(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 4)),
+        *(nn.Tanh(), nn.Linear(4, 3)),
+    )
+
+
+def test_layers_behind_that_lost_no_input_make_good_what_is_left() -> None:
+    net, x = chain(), torch.randn(500, 5)
+    graph = depgraph.trace(net, x[:2])
+    wide = next(group for group in graph.prunable if group.size == 12)
+    plan = graph.plan({wide.name: range(3)})
+    small = plan.apply(net)
+    before = state(small)
+    assert compensate(net, small, plan, [(x, torch.zeros(500))], damping=1e-9) == [
+        "4.weight",
+        "6.weight",
+    ]
+    with torch.no_grad():
+        read = F.pad(small[:6](x), (0, 1), value=1.0)
+        best = read @ torch.linalg.lstsq(read, net(x)).solution
+        torch.testing.assert_close(small(x), best, rtol=1e-3, atol=1e-4)
+        assert (small(x) - net(x)).norm() > 1e-2
+    for name in ("0.weight", "0.bias", "2.weight", "2.bias"):
+        assert torch.equal(state(small)[name], before[name])
+
+
+class Stream(nn.Module):
+    """Three layers that add to what goes past them, two of them scaled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.ModuleList(nn.Linear(4, 12) for _ in range(3))
+        self.down = nn.ModuleList(nn.Linear(12, 4) for _ in range(3))
+        self.scale = nn.Parameter(torch.tensor([0.5, 2.0, -1.0, 3.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for number, (up, down) in enumerate(zip(self.up, self.down, strict=True)):
+            branch = down(up(x).tanh())
+            x = x + branch if number == 0 else branch * self.scale + x
+        return x
+
+
+def test_a_layer_that_adds_to_a_stream_brings_back_what_the_stream_lacks() -> None:
+    torch.manual_seed(0)
+    net, x = Stream(), torch.randn(600, 4)
+    graph = depgraph.trace(net, x[:2])
+    first = next(group for group in graph.prunable if group.size == 12)
+    plan = graph.plan({first.name: range(2)})
+    small = plan.apply(net)
+    compensate(net, small, plan, [(x, torch.zeros(600))], damping=1e-9)
+    with torch.no_grad():
+        drifted = x
+        for number, (up, down) in enumerate(zip(small.up, small.down, strict=True)):
+            read = F.pad(up(drifted).tanh(), (0, 1), value=1.0)
+            before, branch = drifted, down(up(drifted).tanh())
+            drifted = drifted + branch if number == 0 else branch * small.scale + drifted
+        best = before + read @ torch.linalg.lstsq(read, net(x) - before).solution
+    torch.testing.assert_close(small(x), best, rtol=1e-2, atol=1e-3)
+    assert (net(x) - before).std() > 0.1
+
+
+def test_of_few_places_a_layer_that_lost_no_input_learns_nothing() -> None:
+    net, x = chain(), torch.randn(40, 5)
+    graph = depgraph.trace(net, x[:2])
+    wide = next(group for group in graph.prunable if group.size == 12)
+    plan = graph.plan({wide.name: range(3)})
+    small = plan.apply(net)
+    assert compensate(net, small, plan, [(x, torch.zeros(40))]) == ["4.weight"]
+    assert torch.equal(state(small)["6.weight"], state(net)["6.weight"])
+
+
 def test_a_convolution_is_refitted_too() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(
