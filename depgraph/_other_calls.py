@@ -8,6 +8,7 @@ else where parameters are not read.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from functools import cache, partial
 from typing import Any
@@ -55,8 +56,8 @@ def other_sizes(
     traced : Trace
         Of it.
     compared : iterable of (int, int)
-        Sizes and the numbers with which code compares them: these, and their neighbours, are sizes
-        of a dimension of the inputs that has such a size.
+        Sizes and the numbers with which code compares them. Of a dimension of the inputs that has
+        such a size, one size is tried of each range that compares alike with all of its numbers.
 
     Returns
     -------
@@ -67,23 +68,44 @@ def other_sizes(
     tensors = [x for x in pytree.tree_leaves(traced.example) if isinstance(x, Tensor)]
     if any(x.dim() < 2 for x in tensors):
         return ()
-    batch = tensors[0].shape[0]
+    first = tensors[0].shape
+    batch = first[0]
     images = {x.dim() for x in tensors} == {4}
     places = (2, 3) if images else (1,)
-    found = [_trace(model, _with_sizes(traced.example, {0: (batch, 1 if batch > 1 else 2)}))]
+    found: list[Trace] = []
+    ran: dict[int, set[int]] = {0: {batch}, places[0]: {first[places[0]]}}
+
+    def runs(sizes: dict[int, int]) -> bool:
+        given = {dim: (first[dim], size) for dim, size in sizes.items()}
+        trace = _trace(model, _with_sizes(traced.example, given))
+        if trace is not None:
+            found.append(trace)
+            for dim in sizes.keys() & ran.keys():
+                ran[dim].add(sizes[dim])
+        return trace is not None
+
+    runs({0: 1 if batch > 1 else 2})
     for change in (_double,) if images else (_odd, _double, _half):
-        sizes = {dim: (tensors[0].shape[dim], change(tensors[0].shape[dim])) for dim in places}
-        sizes[0] = batch, 2 * batch + 1
-        found.append(_trace(model, _with_sizes(traced.example, sizes)))
-        if found[-1] is not None:
+        if runs({0: 2 * batch + 1, **{dim: change(first[dim]) for dim in places}}):
             break
-    asked = {(size, other + step) for size, other in compared for step in (-1, 0, 1)}
-    for size, number in sorted(asked):
-        for dims in ((0,), places):
-            if 0 < number != size == tensors[0].shape[dims[0]]:
-                sizes = {dim: (tensors[0].shape[dim], number) for dim in dims}
-                found.append(_trace(model, _with_sizes(traced.example, sizes)))
-    return tuple(trace for trace in found if trace is not None)
+    for dims in ((0,), places):
+        numbers = {number for size, number in compared if size == first[dims[0]]}
+        for low, high in _ranges(numbers):
+            if not any(low <= size <= high for size in ran[dims[0]]):
+                ends = (high, low) if high < sys.maxsize else (low,)
+                any(runs(dict.fromkeys(dims, size)) for size in dict.fromkeys(ends))
+    return tuple(found)
+
+
+def _ranges(numbers: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """Ranges of sizes that compare alike with all of these numbers, both ends included."""
+    low = 1
+    for number in sorted(n for n in numbers if n > 0):
+        if low < number:
+            yield low, number - 1
+        yield number, number
+        low = number + 1
+    yield low, sys.maxsize
 
 
 def runs_alike(p: Propagation, other: Trace) -> bool:

@@ -12,8 +12,8 @@ from torch.utils import _pytree as pytree
 from depgraph._collection import collection_paused
 from depgraph._deciding import decisions_noted
 from depgraph._find import is_of_library
-from depgraph._other_calls import other_calls, other_sizes
 from depgraph._meta import results_kept
+from depgraph._other_calls import other_calls, other_sizes
 from depgraph._placing import without_data
 from depgraph._watch import ready_to_watch
 from depgraph.alongside import other_branches, other_modes

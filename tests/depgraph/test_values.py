@@ -318,3 +318,18 @@ def test_a_rewritten_forward_reads_what_the_model_computed_from_a_known_input() 
     for other in (lengths, torch.tensor([4, 2]), torch.tensor([1, 2, 3, 3])):
         x = torch.randn(int(other.sum()), 8)
         assert relative_difference(small(x, other), expected(x, other)) < 1e-5
+
+
+@pytest.mark.parametrize("rewritten", [False, True])
+def test_a_tensor_that_is_reshaped_in_place_had_another_shape_before(rewritten: bool) -> None:
+    class InPlace(Net):
+        def forward(self, x: Tensor, *more: Tensor) -> Tensor:
+            hidden = self.first(x)
+            if rewritten:
+                hidden = hidden.reshape(len(x), 16)
+            one = torch.relu(hidden)
+            one.unsqueeze_(1)
+            result: Tensor = self.second(torch.relu(hidden)) + self.second(one).squeeze(1)
+            return result
+
+    check_half(InPlace(lambda net, x: x), (torch.randn(3, 8),), (torch.randn(5, 8),))
