@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from depgraph._calls import UNREAD
+from depgraph._deciding import Decisions
 from depgraph._meta import on_meta
 from depgraph._modules import named_tensors
 from depgraph._recorder import Recorder
@@ -43,9 +44,7 @@ def _odd(size: int) -> int:
     return 2 * size + 1 - size % 2
 
 
-def other_sizes(
-    model: nn.Module, traced: Trace, compared: Iterable[tuple[int, int]] = ()
-) -> tuple[Trace, ...]:
+def other_sizes(model: nn.Module, traced: Trace, decides: Decisions) -> tuple[Trace, ...]:
     """Traces of a model at a batch of one, at a larger batch and size, and at sizes asked for.
 
     Parameters
@@ -54,9 +53,9 @@ def other_sizes(
         Stays as it is.
     traced : Trace
         Of it.
-    compared : iterable of (int, int)
-        Sizes and the numbers with which code compares them: these, and their neighbours, are sizes
-        of a dimension of the inputs that has such a size.
+    decides : Decisions
+        By which sizes code decides: those in whose place others were asked for are taken for
+        dimensions of the inputs that have this size.
 
     Returns
     -------
@@ -77,12 +76,12 @@ def other_sizes(
         found.append(_trace(model, _with_sizes(traced.example, sizes)))
         if found[-1] is not None:
             break
-    asked = {(size, other + step) for size, other in compared for step in (-1, 0, 1)}
-    for size, number in sorted(asked):
-        for dims in ((0,), places):
-            if 0 < number != size == tensors[0].shape[dims[0]]:
-                sizes = {dim: (tensors[0].shape[dim], number) for dim in dims}
-                found.append(_trace(model, _with_sizes(traced.example, sizes)))
+    for dims in ((0,), places):
+        size = tensors[0].shape[dims[0]]
+        asked = {number for was, number in decides.turning if was == size}
+        for number in sorted((asked | decides.numbers) - {size}):
+            sizes = {dim: (tensors[0].shape[dim], number) for dim in dims}
+            found.append(_trace(model, _with_sizes(traced.example, sizes)))
     return tuple(trace for trace in found if trace is not None)
 
 
