@@ -1,7 +1,9 @@
 """Tells whether a forward decides anything by sizes, so that another size may run other ops.
 
-While a forward is watched, sizes of tensors are integers that note what is asked of them. A check
-that raises is no decision, nor is what torch's own code asks.
+While a forward is watched, sizes of tensors are integers that note what is asked of them, and how
+they were computed: so it is known at which size the answer would be another one. A check that
+raises is no decision, nor is what torch's own code asks. Where a size may decide without being
+asked (as the place in a list, or in how many parts a tensor comes apart), the code alone tells.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from types import CodeType, FrameType
 from typing import Any
 
@@ -25,6 +28,10 @@ _OWN = ("torch", "depgraph")
 _lock = threading.RLock()
 
 
+_FARTHEST = 256
+"""Sizes up to this one are searched for another answer, and those that code asks for by number."""
+
+
 @dataclass
 class Decisions:
     """What forwards have decided by sizes.
@@ -33,28 +40,59 @@ class Decisions:
     ----------
     made : bool
         Whether anything.
-    compared : set of (int, int)
-        Sizes and the numbers that they were compared with.
+    turning : set of (int, int)
+        Sizes, and others in their place that a question would have had another answer for.
+    numbers : set of int
+        Numbers, and their neighbours, in code that decides by sizes no one knows how.
     """
 
     made: bool = False
-    compared: set[tuple[int, int]] = field(default_factory=set)
+    turning: set[tuple[int, int]] = field(default_factory=set)
+    numbers: set[int] = field(default_factory=set)
+
+    def unknown(self, code: CodeType) -> None:
+        """Some code decides by a size, no one knows how."""
+        self.made = True
+        self.numbers.update(_numbers_near(code))
 
 
 _found: list[Decisions] = []
 
 
+@cache
+def _numbers_near(code: CodeType) -> frozenset[int]:
+    constants, found = list(code.co_consts), set()
+    for value in constants:
+        if type(value) in (tuple, frozenset):
+            constants.extend(value)
+        elif type(value) is int and abs(value) > _EVERYWHERE:
+            found |= {abs(value) - 1, abs(value), abs(value) + 1}
+    return frozenset(found)
+
+
+_EVERYWHERE = 3
+"""Numbers up to this one, and minus one, are in most code: dimensions, channels, heads."""
+
+
 class _Size(int):
-    """A size, or what is computed from sizes, that notes when something is decided by it."""
+    """A size, or what is computed from sizes, that notes when something is decided by it.
+
+    ``how`` is what it was computed by and from; None for a size of a tensor.
+    """
+
+    how: tuple[Callable[..., Any], tuple[Any, ...]] | None = None
 
     def __int__(self) -> int:
-        return _decided(int.__int__(self))
+        return _decided(int.__int__(self), (int.__int__, self), known=False)
 
     def __float__(self) -> float:
-        return _decided(int.__float__(self))
+        return _decided(int.__float__(self), (int.__float__, self), known=False)
 
     def __bool__(self) -> bool:
-        return _decided(int.__bool__(self))
+        return _decided(int.__bool__(self), (int.__bool__, self))
+
+
+_PLAIN = (float, complex, list, tuple, str)
 
 
 def _computing(name: str) -> Callable[..., Any]:
@@ -62,7 +100,12 @@ def _computing(name: str) -> Callable[..., Any]:
 
     def computed(self: int, *others: Any) -> Any:
         result = plain(self, *others)
-        return _Size(result) if type(result) is int else result
+        if type(result) is int:
+            result = _Size(result)
+            result.how = plain, (self, *others)
+        elif type(result) is float or (result is NotImplemented and isinstance(others[0], _PLAIN)):
+            _decided(None)  # a fraction, which tells nothing, or so many times
+        return result
 
     return computed
 
@@ -71,7 +114,7 @@ def _telling(name: str) -> Callable[..., Any]:
     plain = getattr(int, name)
 
     def told(self: int, *others: Any) -> Any:
-        return _decided(plain(self, *others))
+        return _decided(plain(self, *others), (plain, self, *others), known=False)
 
     return told
 
@@ -80,36 +123,143 @@ def _comparing(name: str) -> Callable[..., Any]:
     plain = getattr(int, name)
 
     def compared(self: int, other: Any) -> Any:
-        return _decided(plain(self, other), (self, other))
+        return _decided(plain(self, other), (plain, self, other))
 
     return compared
 
 
 for _name in (
     *("add", "sub", "mul", "floordiv", "mod", "radd", "rsub", "rmul", "rfloordiv", "rmod"),
-    *("neg", "pos", "abs"),
+    *("neg", "pos", "abs", "invert", "trunc", "floor", "ceil", "round", "pow", "rpow"),
+    *("and", "or", "xor", "lshift", "rshift", "rand", "ror", "rxor", "rlshift", "rrshift"),
 ):
     setattr(_Size, f"__{_name}__", _computing(f"__{_name}__"))
-for _name in (
-    *("truediv", "rtruediv", "pow", "rpow", "divmod"),
-    *("hash", "str", "repr", "format", "round", "trunc", "floor", "ceil"),
-    *("and", "or", "xor", "lshift", "rshift", "rand", "ror", "rxor", "rlshift", "rrshift"),
-    *("invert", "rdivmod"),
-):
+for _name in (*("truediv", "rtruediv", "divmod", "rdivmod", "hash", "str", "repr", "format"),):
     setattr(_Size, f"__{_name}__", _telling(f"__{_name}__"))
 for _name in ("lt", "le", "gt", "ge", "eq", "ne"):
     setattr(_Size, f"__{_name}__", _comparing(f"__{_name}__"))
 setattr(_Size, "bit_length", _telling("bit_length"))  # noqa: B010
 
 
-def _decided(answer: Any, compared: tuple[int, Any] | None = None) -> Any:
+def _decided(answer: Any, asked: tuple[Any, ...] = (), known: bool = True) -> Any:
+    """Note a decision by an answer, and what was asked; whether that alone decides is known."""
     frame = sys._getframe(2)
-    told = compared is not None and isinstance(compared[1], int)
-    if _found and (told or not _found[-1].made) and not _is_own(frame) and not _is_check(frame):
-        _found[-1].made = True
-        if compared is not None and told:
-            _found[-1].compared.add((int.__int__(compared[0]), int.__int__(compared[1])))
+    if _found and not _is_own(frame) and not _is_check(frame):
+        if not (asked and known):
+            _found[-1].unknown(frame.f_code)
+        if isinstance(answer, int) and asked and all(isinstance(x, int) for x in asked[1:]):
+            _found[-1].made = True
+            _found[-1].turning.update(_turning(answer, *asked))
     return answer
+
+
+def _turning(answer: Any, question: Callable[..., Any], *given: int) -> set[tuple[int, int]]:
+    """For each size in what is asked, the nearest ones on both sides with another answer."""
+    found = set()
+    plain = {x + step for x in given if not isinstance(x, _Size) for step in (-1, 0, 1)}
+    for size in set().union(*map(_sizes_in, given)):
+        far = sorted(x for x in plain if x > max(size, _FARTHEST))
+        for numbers in ((*range(size + 1, _FARTHEST), *far), range(size - 1, 0, -1)):
+            for number in numbers:
+                try:
+                    turned = question(*(_with_size(x, size, number) for x in given)) != answer
+                except (ArithmeticError, ValueError):
+                    continue
+                if turned:
+                    found.add((size, number))
+                    break
+    return found
+
+
+def _sizes_in(value: Any) -> set[int]:
+    if not isinstance(value, _Size):
+        return set()
+    if value.how is None:
+        return {int.__int__(value)}
+    return set().union(*map(_sizes_in, value.how[1]))
+
+
+def _with_size(value: Any, size: int, number: int) -> Any:
+    """What a value would be were each size of this number another one."""
+    if not isinstance(value, _Size):
+        return value
+    if value.how is None:
+        plain = int.__int__(value)
+        return number if plain == size else plain
+    return value.how[0](*(_with_size(x, size, number) for x in value.how[1]))
+
+
+def note_value_read() -> None:
+    """A forward goes on with what a tensor holds that follows from sizes alone."""
+    frame: FrameType | None = sys._getframe(1)
+    while _found and frame is not None:
+        if not _is_own(frame):
+            _found[-1].unknown(frame.f_code)
+            return
+        frame = frame.f_back
+
+
+_UNASKED = frozenset(
+    ("range", "numpy", "np", "gcd", "lcm", "comb", "perm", "isqrt", "factorial", "bytes", "islice")
+)
+"""Names in code that takes a size for a number without asking, or for a number of times."""
+
+
+@cache
+def _is_hidden(code: CodeType) -> bool:
+    """Whether some code may decide by a size, or by how many there are, without asking.
+
+    It takes it to one of these, or for a place in what may be a list; or it goes on after an error.
+    """
+    steps = [step for step in dis.get_instructions(code) if step.opname not in _NO_STEPS]
+    counted = _loop_names(steps)
+    names = ["" if step.argval in counted else step.opname for step in steps]
+    return (
+        not _UNASKED.isdisjoint(code.co_names)
+        or {"shape", "numel"} <= {*code.co_names}  # a torch.Size multiplies itself
+        or "CHECK_EXC_MATCH" in names
+        or any(_is_computed(names[:i]) for i, name in enumerate(names) if name == "BINARY_SUBSCR")
+        or any(
+            name == "BINARY_SLICE" and set(names[i - 2 : i]) != {"LOAD_CONST"}
+            for i, name in enumerate(names)
+        )
+    )
+
+
+def _is_computed(names: list[str]) -> bool:
+    """Whether the last of these steps leaves a place that is no constant, for one dimension."""
+    if names[-1] == "BUILD_SLICE":
+        return set(names[-3:-1]) != {"LOAD_CONST"}
+    return names[-1] in _PLACES
+
+
+def _loop_names(steps: list[dis.Instruction]) -> set[Any]:
+    """Names that loops give values to."""
+    found = set()
+    for i, step in enumerate(steps):
+        if step.opname == "FOR_ITER":
+            for stored in steps[i + 1 : i + 4]:
+                if stored.opname == "STORE_FAST":
+                    found.add(stored.argval)
+    return found
+
+
+_NO_STEPS = ("CACHE", "PRECALL", "EXTENDED_ARG", "NOP")
+_PLACES = ("LOAD_FAST", "LOAD_DEREF", "BINARY_OP", "UNARY_NEGATIVE")
+
+
+def _comes_apart(frame: FrameType) -> bool:
+    """Whether the parts that a call gives are as many as there are names for them."""
+    steps = [step for step in dis.get_instructions(frame.f_code) if step.opname not in _NO_STEPS]
+    at = next(i for i, step in enumerate(steps) if step.offset >= frame.f_lasti)
+    names = [step.opname for step in steps[at : at + 3]]
+    return "UNPACK_SEQUENCE" in names[:2] or names[1:] == ["LOAD_CONST", "BINARY_SUBSCR"]
+
+
+def _note_parts(sections: Any = 1) -> None:
+    frame = sys._getframe(2)
+    if type(sections) is int and not _is_own(frame) and not _comes_apart(frame):
+        _found[-1].unknown(frame.f_code)
 
 
 def _is_own(frame: FrameType) -> bool:
@@ -164,12 +314,24 @@ def decisions_noted() -> Iterator[Decisions]:
         frame = sys._getframe(2)
         if _is_own(frame):
             return found
-        if "range" in frame.f_code.co_names:  # which takes a number without asking
-            _found[-1].made = True
+        if _is_hidden(frame.f_code):
+            _found[-1].unknown(frame.f_code)
         return _Size(found) if type(found) is int else torch.Size(map(_Size, found))
 
     def picking(getitem: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda self, at: getitem(self, _decided(at) if type(at) is _Size else at)
+        def pick(layers: Any, at: Any) -> Any:
+            if type(at) is _Size:
+                _decided(at, (int.__int__, at), known=False)
+            return getitem(layers, at)
+
+        return pick
+
+    def parted(plain: Callable[..., Any], first: int) -> Callable[..., Any]:
+        def parting(*args: Any, **kwargs: Any) -> Any:
+            _note_parts(args[first] if first < len(args) else 1)
+            return plain(*args, **kwargs)
+
+        return parting
 
     patches = {
         "shape": property(lambda self: noting(shape.__get__(self))),
@@ -180,8 +342,14 @@ def decisions_noted() -> Iterator[Decisions]:
         "stride": lambda self, *args, **kwargs: _decided(stride(self, *args, **kwargs)),
         "is_contiguous": lambda self, *args, **kwargs: _decided(contiguous(self, *args, **kwargs)),
         "__len__": lambda self: _decided(length(self)),
+        "__iter__": parted(Tensor.__iter__, 1),
+        "unbind": parted(base.unbind, 9),
+        "split": parted(Tensor.split, 1),
     }
-    places: dict[tuple[type, str], Any] = {(Tensor, name): patch for name, patch in patches.items()}
+    places: dict[tuple[Any, str], Any] = {(Tensor, name): patch for name, patch in patches.items()}
+    places[torch, "numel"] = lambda x: noting(numel(x))
+    places[torch, "unbind"] = parted(torch.unbind, 9)
+    places[torch, "split"] = parted(torch.split, 1)
     for layers in (nn.ModuleList, nn.Sequential):
         places[layers, "__getitem__"] = picking(vars(layers)["__getitem__"])
     with _lock:

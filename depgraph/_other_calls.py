@@ -8,7 +8,6 @@ else where parameters are not read.
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterable, Iterator
 from functools import cache, partial
 from typing import Any
@@ -18,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from depgraph._calls import UNREAD
+from depgraph._deciding import Decisions
 from depgraph._meta import on_meta
 from depgraph._modules import named_tensors
 from depgraph._recorder import Recorder
@@ -44,9 +44,7 @@ def _odd(size: int) -> int:
     return 2 * size + 1 - size % 2
 
 
-def other_sizes(
-    model: nn.Module, traced: Trace, compared: Iterable[tuple[int, int]] = ()
-) -> tuple[Trace, ...]:
+def other_sizes(model: nn.Module, traced: Trace, decides: Decisions) -> tuple[Trace, ...]:
     """Traces of a model at a batch of one, at a larger batch and size, and at sizes asked for.
 
     Parameters
@@ -55,9 +53,9 @@ def other_sizes(
         Stays as it is.
     traced : Trace
         Of it.
-    compared : iterable of (int, int)
-        Sizes and the numbers with which code compares them. Of a dimension of the inputs that has
-        such a size, one size is tried of each range that compares alike with all of its numbers.
+    decides : Decisions
+        By which sizes code decides: those in whose place others were asked for are taken for
+        dimensions of the inputs that have this size.
 
     Returns
     -------
@@ -89,23 +87,11 @@ def other_sizes(
         if runs({0: 2 * batch + 1, **{dim: change(first[dim]) for dim in places}}):
             break
     for dims in ((0,), places):
-        numbers = {number for size, number in compared if size == first[dims[0]]}
-        for low, high in _ranges(numbers):
-            if not any(low <= size <= high for size in ran[dims[0]]):
-                ends = (high, low) if high < sys.maxsize else (low,)
-                any(runs(dict.fromkeys(dims, size)) for size in dict.fromkeys(ends))
+        size = first[dims[0]]
+        asked = {number for was, number in decides.turning if was == size}
+        for number in sorted((asked | decides.numbers) - ran[dims[0]]):
+            runs(dict.fromkeys(dims, number))
     return tuple(found)
-
-
-def _ranges(numbers: Iterable[int]) -> Iterator[tuple[int, int]]:
-    """Ranges of sizes that compare alike with all of these numbers, both ends included."""
-    low = 1
-    for number in sorted(n for n in numbers if n > 0):
-        if low < number:
-            yield low, number - 1
-        yield number, number
-        low = number + 1
-    yield low, sys.maxsize
 
 
 def runs_alike(p: Propagation, other: Trace) -> bool:

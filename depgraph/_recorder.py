@@ -23,6 +23,7 @@ from torch.utils import _pytree as pytree
 
 from depgraph._blocks import mapped
 from depgraph._calls import ModuleCall, classes_in, plain
+from depgraph._deciding import note_value_read
 from depgraph._meta import (
     CPU,
     META,
@@ -387,11 +388,15 @@ class Recorder(ProxyTorchDispatchMode):
 
     def _note_read(self, tensor: Any, answer: Any, where: tuple[str, ...] = ()) -> None:
         found = self.values.of(self.node(tensor)) if isinstance(tensor, Tensor) else None
+        if isinstance(tensor, Tensor) and not tensor.is_meta:
+            note_value_read()
         if found is None or not tensor.is_meta:
             return
         self.read_from.append(found[1])
         given = [node for node in found[1] if node.op == "placeholder"]
-        if given:
+        if not given:
+            note_value_read()
+        else:
             inputs = frozenset(given).intersection(self.inputs)
             buffers = frozenset(given).difference(inputs)
             node, line = self.node(tensor), source_line()

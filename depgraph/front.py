@@ -70,7 +70,7 @@ def trace(model: nn.Module, example_inputs: Any) -> DependencyGraph:
         traced = _traced(model, example_inputs)
         modes = other_modes(model, traced)
     branches = other_branches(model, traced)
-    others = (*modes, *(other_sizes(model, traced, decides.compared) if decides.made else ()))
+    others = (*modes, *(other_sizes(model, traced, decides) if decides.made else ()))
     calls = other_calls(model, traced, (*others, *branches))
     graph = DependencyGraph(traced, (*others, *calls), branches)
     if is_of_library(model):

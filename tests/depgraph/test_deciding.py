@@ -23,6 +23,12 @@ def checked(x: Tensor) -> Any:
     return x
 
 
+def unpacked(x: Tensor) -> Tensor:
+    first, _ = x.unbind(0)
+    one, _, _ = first
+    return one
+
+
 LAYERS = nn.ModuleList([nn.ReLU(), nn.Tanh()])
 DECIDING: dict[str, Callable[[Tensor], Any]] = {
     "a branch": lambda x: x if x.shape[0] > 1 else -x,
@@ -40,6 +46,15 @@ DECIDING: dict[str, Callable[[Tensor], Any]] = {
     "memory in order": lambda x: x if x.mT.is_contiguous() else -x,
     "as often": lambda x: [x for _ in range(x.shape[1] - 3)],
     "a layer by its number": lambda x: LAYERS[x.shape[1] // 3](x),
+    "a place in a list": lambda x: [x, -x][(x.shape[1] + 1) % 2],
+    "a part of a list": lambda x: [x, -x][: x.shape[1] - 2],
+    "a list so many times": lambda x: [x] * x.shape[0],
+    "parts": lambda x: x if len(x.unbind(1)) > 6 else -x,
+    "parts of some length": lambda x: [*x.split(2, 1)],
+    "what a loop goes over": lambda x: [-row for row in x],
+    "elements, asked of a shape": lambda x: x if x.shape.numel() == 24 else -x,
+    "elements, asked of torch": lambda x: x if torch.numel(x) == 24 else -x,
+    "a fraction": lambda x: x if x.shape[1] * 0.5 > 2 else -x,
     "equal shapes": lambda x: x if x.shape == x.mT.shape else -x,
 }
 OTHERS: dict[str, Callable[[Tensor], Any]] = {
@@ -47,6 +62,9 @@ OTHERS: dict[str, Callable[[Tensor], Any]] = {
     "checks": checked,
     "torch's own code": lambda x: F.layer_norm(x, x.shape[1:]) + F.interpolate(x, x.shape[2]),
     "a mean": lambda x: x.sum(1) / x.shape[1] + torch.zeros(x.shape[2], device=x.device),
+    "parts that are named": unpacked,
+    "a loop over layers": lambda x: [LAYERS[i](x) for i, _ in enumerate((1, 2))],
+    "some of a tensor": lambda x: x[:, : x.shape[1] - 1, 0],
     "numbers of its own": lambda x: x if len([1, 2]) > 1 else -x,
 }
 
@@ -83,6 +101,13 @@ class AtOneSize(nn.Module):
         lambda x: x.shape[:2] == (2, 4),
         lambda x: 3 < x.size(1) < 5,
         lambda x: bool(range(x.shape[1] - 5)),
+        lambda x: x.shape[1] // 2 == 2,
+        lambda x: (x.shape[0] * x.shape[1]) > 18,
+        lambda x: x.shape[1] in {4, 7},
+        lambda x: len(x.unbind(1)) > 6,
+        lambda x: len(torch.arange(x.shape[1])) == 4,
+        lambda x: math.trunc(x.shape[1]) == 4,
+        lambda x: [False, True][(x.shape[1] + 1) % 2],
     ],
 )
 def test_what_runs_at_a_size_that_is_asked_for_fits_a_cut(
