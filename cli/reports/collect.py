@@ -15,18 +15,12 @@ from typing import Any
 from cli.escapes import readable
 from cli.kept import START, kept
 from cli.output import note
+from cli.reports.expected import is_result
 from cli.settings import CONTROLS
 from depgraph import DepgraphError
+from depgraph._files import read_text
 from pruners import METRICS
 
-_TEXTS = ("model", "metric", "target_domain")
-_ACCURACIES = ("source_accuracy", "target_accuracy")
-_SIDES = {
-    "dense": (*_ACCURACIES, "params", "macs", "latency_ms"),
-    "pruned": (*_ACCURACIES, "params", "macs", "latency_ms"),
-    "pruned_only": _ACCURACIES,
-}
-"""What a result has to have: texts, and numbers of each side."""
 _VARIED = ("model", "share", "seed", "control", "timing", "device", "dense_from", "weights")
 """Settings that make no other kind of a result: named apart, or without a part in it."""
 
@@ -137,37 +131,23 @@ def collect(root: Path) -> Found:
 
 
 def _first_line(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
+    try:
+        return readable(read_text(path.parent, path.name).partition("\n")[0])
+    except DepgraphError as error:
+        return str(error)
 
 
 def _read(path: Path) -> Result | None:
     try:
-        row = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+        row = readable(json.loads(read_text(path.parent, path.name)))
+    except (ValueError, RecursionError) as error:  # DepgraphError among them
         note(f"note: '{path}' cannot be read ({error}); it is left out")
         return None
-    if not _is_result(row):
+    if not is_result(row):
         note(f"note: '{path}' is no result of a run; it is left out")
         return None
-    result: Result = readable(row)
+    result: Result = row
     return result
-
-
-def _is_result(row: Any) -> bool:
-    """Whether all is there, and of the kind, that a report reads."""
-    if not isinstance(row, dict) or not all(isinstance(row.get(side), dict) for side in _SIDES):
-        return False
-    target = row.get("target") or {}
-    trained = row.get("training", {})
-    mappings = (target, row["dense"].get("accuracy"), row.get("settings", {}), trained)
-    mappings = (*mappings, *(trained.values() if isinstance(trained, dict) else ()))
-    if not all(isinstance(part, dict) for part in (*mappings, row.get("history", {}))):
-        return False
-    numbers = [row.get("seed"), row.get("speedup"), row.get("ratio") or 0.0, *target.values()]
-    numbers += [row[side].get(name) for side, names in _SIDES.items() for name in names]
-    return all(isinstance(row.get(name), str) for name in _TEXTS) and all(
-        isinstance(number, int | float) for number in numbers
-    )
 
 
 def _kind(row: Result) -> Kind:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -225,3 +226,41 @@ def test_the_page_fits_a_phone_in_both_schemes(invoke: Invoke, tmp_path: Path, s
     assert found["width"] <= 400 and found["tables"] and found["plots"] >= 4
     brightness = sum(map(int, re.findall(r"\d+", found["paper"])[:3])) / 3
     assert brightness > 200 if scheme == "light" else brightness < 60
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"groups": [{"kind": "heads", "size": 4, "kept": 1}]},
+        {"history": {"pruned": [{"epoch": 1, "val_accuracy": "x"}]}},
+        {"scores": {"heads": {"log10": [0.0], "kept": [0, 1], "removed": [3, 0]}}},
+        {"seconds": {"pruned": []}},
+        {"seed": {}},
+        {"speedup": 0},
+        {"speedup": 10**400},
+        {"dense": {}},
+        {"training": {"pruned": {"start": {"val_accuracy": None}}}},
+    ],
+)
+def test_a_result_that_is_none_is_left_out_by_name(
+    invoke: Invoke, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    write(tmp_path, result("ink"), result("wool"), {**result("ink", 1), **change})
+    answer = invoke("report", tmp_path)
+    assert answer.exit_code == 0, answer.stderr
+    assert "run2/result.json' is no result of a run" in answer.stderr.replace("\n", " ")
+
+
+def test_only_files_of_the_folder_are_read(invoke: Invoke, tmp_path: Path) -> None:
+    (tmp_path / "outside.json").write_text(json.dumps(result("wool", 5)))
+    root = write(tmp_path / "root", result("ink"), result("wool"))
+    for name in ("pipe", "link", "deep", "failed"):
+        (root / name).mkdir()
+    os.mkfifo(root / "pipe" / "result.json")  # reading it would wait for ever
+    (root / "link" / "result.json").symlink_to(tmp_path / "outside.json")
+    (root / "deep" / "result.json").write_text("[" * 100_000)
+    (root / "failed" / "error.txt").symlink_to("/etc/hostname")
+    answer = invoke("report", root, "--json")
+    assert answer.exit_code == 0, answer.stderr
+    assert answer.stderr.count("left out") == 3
+    assert {row["seeds"] for row in json.loads(answer.stdout)["table"]} == {1}
