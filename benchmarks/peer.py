@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
 import resource
 import time
@@ -14,9 +15,13 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+import depgraph
 from benchmarks.sources import Build
 
 LIMIT_S, LIMIT_BYTES = 40, 6 << 30
+
+RATIO_STEP = 1 / 256
+"""How near to each other the ratios are between which the search ends."""
 
 
 def torch_pruning_half(build: Build) -> dict[str, Any]:
@@ -80,7 +85,35 @@ def _try(build: Build, sender: Connection) -> None:
     sender.send({"outcome": "runs", "seconds": seconds})
 
 
-def _prune(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+def torch_pruning_to(model: nn.Module, inputs: Tensor, macs: float) -> nn.Module:
+    """Prune a copy of a model by L2, the same share everywhere, to a share of the MACs.
+
+    Parameters
+    ----------
+    model : nn.Module
+    inputs : Tensor
+    macs : float
+        Share kept; the copy has at most as many, by the finest step of the ratio that gives it.
+
+    Returns
+    -------
+    nn.Module
+    """
+    dense = depgraph.count_macs(model, inputs)
+    low, high = 0.0, 1.0
+    best: nn.Module | None = None
+    while best is None or high - low > RATIO_STEP:
+        middle = (low + high) / 2
+        small = copy.deepcopy(model).eval()
+        _prune(small, (inputs,), middle)
+        if depgraph.count_macs(small, inputs) <= macs * dense:
+            best, high = small, middle
+        else:
+            low = middle
+    return best
+
+
+def _prune(model: nn.Module, inputs: tuple[Tensor, ...], ratio: float = 0.5) -> None:
     import torch_pruning as tp
 
     heads: dict[nn.Module, int] = {}
@@ -96,7 +129,7 @@ def _prune(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         inputs if len(inputs) > 1 else inputs[0],
         importance=tp.importance.GroupMagnitudeImportance(p=2),
         global_pruning=False,
-        pruning_ratio=0.5,
+        pruning_ratio=ratio,
         ignored_layers=last,
         num_heads=heads,
         prune_num_heads=False,

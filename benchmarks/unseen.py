@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -23,10 +23,12 @@ from torch import nn
 import depgraph
 import domains
 import pruners
+from benchmarks.peer import torch_pruning_to
 from cli.calibration import calibrated_with
 from cli.models import example_inputs, load_model
 from cli.output import emit, environment, percent, table, write_json
 from domains import RECIPES, FinetuneSettings, Split
+from pruners import PRESETS
 from pruners._choices import AUTO
 
 MODEL = "vit_small_patch14_dinov2"
@@ -34,11 +36,25 @@ MODEL = "vit_small_patch14_dinov2"
 
 @dataclass(frozen=True)
 class Cut:
-    """A metric, and the images that it and the least squares look at."""
+    """A metric, and the images that it and the least squares look at.
+
+    `num_calibration` -1: each image of the sources once. `options` are further arguments of
+    `pruners.prune`.
+    """
 
     metric: str
     calibration: str
     num_calibration: int | None = None
+    options: Mapping[str, Any] = field(default_factory=lambda: {"kinds": AUTO})
+
+
+def _preset(name: str) -> Cut:
+    options = dict(PRESETS[name])
+    return Cut(options.pop("metric"), "plain", -1, options)
+
+
+PEER = "torch-pruning"
+"""The cut that another library makes, by L2; no data has a part in it."""
 
 
 CUTS = {
@@ -47,9 +63,11 @@ CUTS = {
     "styles-256": Cut("obs", "styles", 256),
     "styles": Cut("obs", "styles"),
     "styles-4096": Cut("obs", "styles", 4096),
+    "features": Cut("obs_features", "styles"),
     "random": Cut("random", "styles"),
+    **{name: _preset(name) for name in PRESETS},
 }
-"""By name: today's default, more images, more looks, both, and the control."""
+"""By name: as they are, more images, more looks, both, the control, and the methods of others."""
 
 _LOOKS = RECIPES["looks"].settings
 
@@ -58,6 +76,8 @@ TRAININGS = {
     "distill": RECIPES["distill"],
     "looks": RECIPES["looks"],
     "all-looks": replace(RECIPES["looks"], settings=replace(_LOOKS, looks="all")),
+    "looks-1e-4": replace(RECIPES["looks"], settings=replace(_LOOKS, lr=1e-4)),
+    "looks-2e-4": replace(RECIPES["looks"], settings=replace(_LOOKS, lr=2e-4)),
     "looks-alone": replace(RECIPES["looks"], distill=False),
     "no-looks": replace(RECIPES["looks"], settings=replace(_LOOKS, looks="none")),
     "no-tokens": replace(RECIPES["looks"], settings=replace(_LOOKS, feature_weight=0.0)),
@@ -102,6 +122,8 @@ class Study:
     def cut(self, name: str, macs: float) -> tuple[nn.Module, dict[str, float]]:
         """The dense model cut in one way, before any training."""
         place = f"{name}-{macs:g}"
+        if name == PEER:
+            return self._by_peer(place, macs)
         if not (self.place / f"{place}.json").exists():
             model, how = self.dense()[0], CUTS[name]
             images = sum(map(len, self.split.train.values()))
@@ -121,14 +143,22 @@ class Study:
                 example_inputs(model),
                 how.metric,
                 target={"macs": macs},
-                kinds=AUTO,
                 seed=self.seed,
+                **how.options,
                 **looked_at,
             )
             seconds = time.perf_counter() - began
             share = plan.macs / depgraph.count_macs(model, example_inputs(model))
             self._keep(small, place, {"macs_kept": share, "seconds": seconds})
         return self._kept(place)
+
+    def _by_peer(self, place: str, macs: float) -> tuple[nn.Module, dict[str, float]]:
+        """As `cut`; made anew each time, since nothing but its own code loads it."""
+        model = self.dense()[0]
+        small = torch_pruning_to(model, example_inputs(model), macs)
+        if not (self.place / f"{place}.json").exists():
+            self._judge(small, place, {})
+        return small, self._accuracy(place)
 
     def trained(self, name: str, macs: float, way: str) -> dict[str, float]:
         """Accuracy by domain of a cut after training."""
@@ -143,17 +173,26 @@ class Study:
                 resume=True,
                 teacher=self.dense()[0] if recipe.distill else None,
             )
-            self._keep(model, place, {"best_epoch": result.best_epoch, "seconds": result.seconds})
-        return self._kept(place)[1]
+            said = {"best_epoch": result.best_epoch, "seconds": result.seconds}
+            (self._judge if name == PEER else self._keep)(model, place, said)
+        return self._accuracy(place)
 
     def _keep(self, model: nn.Module, name: str, said: dict[str, Any]) -> None:
         depgraph.save(model.eval(), self.place / name)
+        self._judge(model, name, said)
+
+    def _judge(self, model: nn.Module, name: str, said: dict[str, Any]) -> None:
         accuracy = domains.evaluate(model, self.split, amp=self.amp)
         write_json(self.place / f"{name}.json", {"accuracy": accuracy, **said})
 
     def _kept(self, name: str) -> tuple[nn.Module, dict[str, float]]:
-        accuracy = json.loads((self.place / f"{name}.json").read_text())["accuracy"]
-        return depgraph.load(self.place / name).eval(), accuracy
+        return depgraph.load(self.place / name).eval(), self._accuracy(name)
+
+    def _accuracy(self, name: str) -> dict[str, float]:
+        accuracy: dict[str, float] = json.loads((self.place / f"{name}.json").read_text())[
+            "accuracy"
+        ]
+        return accuracy
 
     def row(self, macs: float, cut: str, training: str | None) -> dict[str, Any]:
         """Accuracies of one way, and its losses in points."""
@@ -189,9 +228,9 @@ def studied(study: Study, macs: tuple[float, ...], ways: tuple[str, ...]) -> Ite
 def _known_ways(ctx: click.Context, param: click.Parameter, ways: tuple[str, ...]) -> Any:
     for way in ways:
         cut, _, training = way.partition("/")
-        if cut not in CUTS or training not in (*TRAININGS, ""):
+        if cut not in (*CUTS, PEER) or training not in (*TRAININGS, ""):
             raise click.BadParameter(
-                f"'{way}' is not CUT or CUT/TRAINING, of {', '.join(CUTS)} and "
+                f"'{way}' is not CUT or CUT/TRAINING, of {', '.join((*CUTS, PEER))} and "
                 f"{', '.join(TRAININGS)}",
                 ctx,
                 param,
@@ -248,19 +287,26 @@ def main(
     emit({"rows": rows}, as_json, table("losses in points", _COLUMNS, _lines(rows)))
 
 
-_COLUMNS = ("MACs", "cut", "training", "sources", "unseen", "sources lost", "unseen lost", "rows")
+_COLUMNS = (
+    *("MACs", "cut", "training", "epochs", "sources", "unseen"),
+    *("sources lost", "unseen lost", "unseen per source", "rows"),
+)
 
 
 def _lines(rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     """Means over targets and seeds, with the standard error of the loss."""
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
-        groups.setdefault((row["macs"], row["cut"], row["training"]), []).append(row)
+        key = (row["macs"], row["cut"], row["training"], row["epochs"])
+        groups.setdefault(key, []).append(row)
     lines = []
-    for (macs, cut, training), group in groups.items():
+    for (macs, cut, training, epochs), group in groups.items():
         means = (percent(mean(r["pruned"][what] for r in group)) for what in ("sources", "unseen"))
         lost = (_with_error([r["loss"][what] for r in group]) for what in ("sources", "unseen"))
-        lines.append((f"{macs:g}", cut, training or "none", *means, *lost, str(len(group))))
+        both = [mean(r["loss"][what] for r in group) for what in ("unseen", "sources")]
+        share = f"{both[0] / both[1]:.1f}" if both[1] > 0 else ""
+        way = (f"{macs:g}", cut, training or "none", str(epochs))
+        lines.append((*way, *means, *lost, share, str(len(group))))
     return lines
 
 

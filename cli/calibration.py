@@ -51,7 +51,7 @@ def calibrated_with(
     Parameters
     ----------
     how : str, optional
-        ``"styles"``: every other image in a random look; ``"plain"``: as they are; else a folder
+        ``"styles"``: each image in a random look; ``"plain"``: as they are; else a folder
         of images without labels, with which metrics that read labels are not scored.
     metric : str
     model : nn.Module

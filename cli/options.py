@@ -255,7 +255,7 @@ pruning_options = _combined(
         "--calibration",
         callback=known_calibration,
         metavar="styles|plain|FOLDER",
-        help="Images to score and to compensate with: those of --data, every other one in a "
+        help="Images to score and to compensate with: those of --data, each in a "
         "random look, so that more of what is not seen is kept, or all as they are; or any folder "
         f"of images without labels  [{CALIBRATION}].",
     ),

@@ -148,9 +148,8 @@ TO_TRAIN: dict[str, tuple[str, ...]] = {
 }
 """What a training draws from, all alike often: calm looks have no texture of their own."""
 
-TO_CALIBRATE: tuple[str, ...] = (*len(_CALM) * ("plain",), *_CALM)
-"""What a cut is fitted to: every other image as it is, since the least squares forget the sources
-otherwise, the rest in looks without a texture of their own, which they would be spent on."""
+TO_CALIBRATE: tuple[str, ...] = TO_TRAIN["all"]
+"""What a cut is fitted to: all alike often, so that no domain has a part in the choice."""
 
 
 def in_random_look(

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from depgraph._places import Places
 from pruners._calls import Call, Watch, first_tensor, readable, run
 from pruners._finite import check_outputs, check_seen
+from pruners._solving import TINY, roots
 from pruners.gradient import evaluating
 from pruners.metrics import Batch
 
@@ -44,12 +45,34 @@ class Moments:
     ----------
     inputs : Tensor (in + 1, in + 1)
         ``sum_t w_t x_t x_t^T``, ``x_t`` ending with a one, for the bias.
-    gradients : Tensor (out, out)
-        ``sum_t g_t g_t^T / sum_t |g_t|^2``; of trace one.
+    gradients : Tensor (out, out) or (out,)
+        ``G = sum_t g_t g_t^T / sum_t |g_t|^2``, of trace one; the diagonal if `through` is there.
+    through : Tensor (in, in), optional
+        ``W^T G W`` for the layer's weight W, where that is smaller.
     """
 
     inputs: Tensor
     gradients: Tensor
+    through: Tensor | None = None
+
+    @property
+    def spread(self) -> Tensor:
+        """The diagonal of G (out,)."""
+        return self.gradients if self.gradients.dim() == 1 else self.gradients.diagonal()
+
+    def weighted(self, weight: Tensor) -> Tensor:
+        """What has the Gram matrix ``W^T G W``: (out, in), or (in, in).
+
+        Parameters
+        ----------
+        weight : Tensor (out, in)
+            That of the layer.
+        """
+        if self.through is None:
+            return roots(self.gradients)[0] @ weight.double()
+        if float(self.spread.sum()) <= TINY:  # no gradient came: as if all outputs counted alike
+            return weight.double()
+        return roots(self.through)[0] if float(self.through.trace()) > TINY else self.through
 
 
 def layer_moments(
@@ -82,20 +105,27 @@ def layer_moments(
 
     def tap(call: Call, output: Tensor, gradient: Tensor) -> None:
         x, g = call.rows, call.flat(gradient)
-        if call.weight not in sums:
-            sizes = (x.shape[-1] + 1, g.shape[-1])
-            sums[call.weight] = [x.new_zeros(n, n, dtype=torch.float64) for n in sizes]
-        x = F.pad(x, (0, 1), value=1.0).flatten(0, 1)
-        sums[call.weight][0] += weighted_moment(x, place_weights(g).flatten())
-        sums[call.weight][1] += weighted_moment(g.flatten(0, 1))
+        weights = place_weights(g).flatten()
+        x, g = F.pad(x, (0, 1), value=1.0).flatten(0, 1), g.flatten(0, 1)
+        seen = [weighted_moment(x, weights), g.float().square().sum(0).double()]
+        if g.shape[1] < x.shape[1]:
+            seen[1] = weighted_moment(g)
+        else:  # a layer from few to many: its inputs' gradients say the same in less
+            seen.append(weighted_moment(g @ call.parameter.detach().flatten(1)))
+        known = sums.setdefault(call.weight, seen)
+        if known is not seen:
+            for total, more in zip(known, seen, strict=True):
+                total += more
 
     count = watch_gradients(model, set(weights), batches, tap, seed, of_tokens)
     for name, seen in sums.items():
         check_seen(name, *seen)
-    return {
-        name: Moments(inputs / count, gradients / gradients.trace().clamp_min(1e-30))
-        for name, (inputs, gradients) in sums.items()
-    }
+    found = {}
+    for name, (inputs, gradients, *through) in sums.items():
+        spread = gradients if gradients.dim() == 1 else gradients.diagonal()
+        size = spread.sum().clamp_min(1e-30)
+        found[name] = Moments(inputs / count, gradients / size, *(x / size for x in through))
+    return found
 
 
 def place_weights(gradient: Tensor) -> Tensor:

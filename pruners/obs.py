@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from depgraph import DependencyGraph, Group
-from pruners._solving import roots
 from pruners.attention import Attention, find_attentions
 from pruners.metrics import Batch
 from pruners.moments import Moments, layer_moments
@@ -131,7 +130,7 @@ def gate_costs(weight: Tensor, moments: Moments) -> Tensor:
     """Half the expected square of output times gradient, for each output of a layer."""
     rows = weight.detach().flatten(1).double()
     inputs = moments.inputs[:-1, :-1]
-    return 0.5 * ((rows @ inputs) * rows).sum(1) * moments.gradients.diagonal()
+    return 0.5 * ((rows @ inputs) * rows).sum(1) * moments.spread
 
 
 def gate_scores(
@@ -170,7 +169,7 @@ def eliminate(weight: Tensor, moments: Moments, columns: Tensor, damping: float)
     inputs.diagonal().add_(damping * inputs.diagonal()[:-1].mean().clamp_min(1e-30))
     inverse = torch.linalg.inv(inputs)
     columns = columns.to(inverse.device)
-    weights = roots(moments.gradients)[0] @ weight.double() / 2**0.5
+    weights = moments.weighted(weight) / 2**0.5
     weights = torch.nn.functional.pad(weights, (0, 1))  # the bias stays, and adapts
     scores = torch.zeros(len(columns), dtype=torch.float64, device=inverse.device)
     left = torch.arange(len(columns), device=inverse.device)

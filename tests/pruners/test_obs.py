@@ -90,6 +90,28 @@ def test_moments_are_those_of_inputs_and_gradients() -> None:
     )
 
 
+@pytest.mark.parametrize("still", [False, True])
+def test_a_layer_from_few_to_many_is_known_by_the_gradients_of_its_inputs(still: bool) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 9), nn.ReLU(), nn.Linear(9, 2))
+    if still:
+        nn.init.zeros_(net[4].weight)
+    x = torch.randn(50, 4)
+    wide, narrow = (layer_moments(net, [name], [(x, x)])[name] for name in ("2.weight", "4.weight"))
+    assert narrow.through is None and narrow.gradients.shape == (2, 2)
+    assert wide.through is not None and wide.through.shape == (3, 3)
+    weight = net[2].weight.detach()
+    hidden = net[2](net[:2](x)).detach().requires_grad_()
+    logits = net[3:](hidden)
+    shares, draw = logits.detach().softmax(-1), torch.Generator().manual_seed(0)
+    labels = torch.multinomial(shares, 1, generator=draw).flatten()
+    (g,) = torch.autograd.grad(F.cross_entropy(logits, labels, reduction="sum"), hidden)
+    moment = torch.eye(9) if still else g.T @ g / g.square().sum()
+    found = wide.weighted(weight)
+    torch.testing.assert_close((found.T @ found).float(), weight.T @ moment @ weight)
+    torch.testing.assert_close(wide.spread.float(), 0 * moment[0] if still else moment.diagonal())
+
+
 def test_scoring_leaves_weights_gradients_and_modes_alone() -> None:
     model = tiny().train()
     model.cls_token.requires_grad_(False)
