@@ -5,18 +5,28 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import torch
+
 Path = tuple[Any, ...]
 """Keys and places that lead to a part of an output."""
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class Unread:
-    """Stands in a recorded call for a tensor that nothing in the model reads."""
+    """Stands in a recorded call for a tensor that nothing in the model reads.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Which code may ask for all the same.
+    dtype : torch.dtype
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
 
     def __repr__(self) -> str:
         return "<a tensor that nothing reads>"
-
-
-UNREAD = Unread()
 
 
 @dataclasses.dataclass(frozen=True)

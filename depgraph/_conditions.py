@@ -143,7 +143,7 @@ class Conditions:
             self._need(f"{text} is {spelled(given.places[0])}")
             return
         self._need(f"isinstance({text}, Tensor)")
-        if not given.unread:
+        if not given.unread or given.sizes:
             self._need(f"{text}.dtype is {given.dtype} and {text}.dim() == {len(given.sizes)}")
 
     def _sizes(self, given: Given) -> None:

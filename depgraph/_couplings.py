@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from depgraph._alike import UnlikeError, looks, plain_key
-from depgraph._calls import UNREAD, ModuleCall
+from depgraph._calls import ModuleCall, Unread
 from depgraph._modules import is_layer, named_tensors, structural_copy
 from depgraph.propagate import arguments, op_name
 from depgraph.trace import Trace, TraceError, shape, trace_forward
@@ -148,7 +148,7 @@ def _is_alike(trace: Trace, module: nn.Module, call: ModuleCall, names: Mapping[
     """Whether a call runs the same in the other mode."""
     args, kwargs = _values(call)
     leaves = pytree.tree_leaves((call.args, call.kwargs))
-    if any(leaf is UNREAD for leaf in leaves):
+    if any(isinstance(leaf, Unread) for leaf in leaves):
         return False
     copy = structural_copy(module)
     copy.train(not trace.modes[call.name])  # which need not give the module back

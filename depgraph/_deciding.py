@@ -29,7 +29,7 @@ _lock = threading.RLock()
 
 
 _FARTHEST = 256
-"""Sizes up to this one are searched for another answer, and those that code asks for by number."""
+"""Sizes up to this one are searched for another answer."""
 
 
 @dataclass
@@ -40,14 +40,17 @@ class Decisions:
     ----------
     made : bool
         Whether anything.
-    turning : set of (int, int)
-        Sizes, and others in their place that a question would have had another answer for.
+    turning : set of (int, int, int)
+        Sizes, and the smallest and largest in their place of ranges with another answer.
     numbers : set of int
         Numbers, and their neighbours, in code that decides by sizes no one knows how.
+    asked : set
+        Keys of questions, each of which is looked into once.
     """
 
     made: bool = False
-    turning: set[tuple[int, int]] = field(default_factory=set)
+    turning: set[tuple[int, int, int]] = field(default_factory=set)
+    asked: set[Any] = field(default_factory=set)
     numbers: set[int] = field(default_factory=set)
 
     def unknown(self, code: CodeType) -> None:
@@ -149,34 +152,54 @@ def _decided(answer: Any, asked: tuple[Any, ...] = (), known: bool = True) -> An
             _found[-1].unknown(frame.f_code)
         if isinstance(answer, int) and asked and all(isinstance(x, int) for x in asked[1:]):
             _found[-1].made = True
-            _found[-1].turning.update(_turning(answer, *asked))
+            key = tuple(map(_key, asked))
+            if key not in _found[-1].asked:
+                _found[-1].asked.add(key)
+                _found[-1].turning.update(_turning(answer, *asked))
     return answer
 
 
-def _turning(answer: Any, question: Callable[..., Any], *given: int) -> set[tuple[int, int]]:
-    """For each size in what is asked, the nearest ones on both sides with another answer."""
-    found = set()
-    plain = {x + step for x in given if not isinstance(x, _Size) for step in (-1, 0, 1)}
-    for size in set().union(*map(_sizes_in, given)):
-        far = sorted(x for x in plain if x > max(size, _FARTHEST))
-        for numbers in ((*range(size + 1, _FARTHEST), *far), range(size - 1, 0, -1)):
+def _turning(
+    answer: Any, question: Callable[..., Any], *given: int
+) -> Iterator[tuple[int, int, int]]:
+    """For each size in what is asked, the nearest ranges on both sides with another answer."""
+    sizes = set().union(*(_plain_in(x, of_tensors=True) for x in given))
+    told = set().union(*(_plain_in(x, of_tensors=False) for x in given))
+    near = {number + step for number in told for step in (-1, 0, 1) if number > 0}
+    for size in sizes:
+        after = sorted(near | {*range(size + 1, _FARTHEST)})
+        sides = [n for n in after if n > size], [*range(size - 1, 0, -1)]
+        for numbers in sides:
+            turned: list[int] = []
             for number in numbers:
                 try:
-                    turned = question(*(_with_size(x, size, number) for x in given)) != answer
+                    other = question(*(_with_size(x, size, number) for x in given))
                 except (ArithmeticError, ValueError):
-                    continue
-                if turned:
-                    found.add((size, number))
+                    other = answer
+                if other != answer:
+                    turned.append(number)
+                elif turned:
                     break
-    return found
+            else:
+                turned += [sys.maxsize] * (turned[:1] > [size])  # and all larger ones, it seems
+            if turned:
+                yield size, min(turned), max(turned)
 
 
-def _sizes_in(value: Any) -> set[int]:
+def _key(value: Any) -> Any:
+    """What tells apart how values were computed."""
     if not isinstance(value, _Size):
-        return set()
+        return value
+    return int.__int__(value), value.how and (value.how[0], *map(_key, value.how[1]))
+
+
+def _plain_in(value: Any, of_tensors: bool) -> set[int]:
+    """The numbers that a value was computed from: sizes of tensors, or those of the code itself."""
+    if not isinstance(value, _Size):
+        return {value} if type(value) is int and not of_tensors else set()
     if value.how is None:
-        return {int.__int__(value)}
-    return set().union(*map(_sizes_in, value.how[1]))
+        return {int.__int__(value)} if of_tensors else set()
+    return set().union(*(_plain_in(x, of_tensors) for x in value.how[1]))
 
 
 def _with_size(value: Any, size: int, number: int) -> Any:

@@ -264,8 +264,9 @@ class Reader:
                 else:
                     given.tensors[id(leaf)] = self._fitting(given, labels, path, leaf, dense)
             elif isinstance(leaf, Unread):
+                shape = leaf.shape
                 given.tensors[id(leaf)] = GivenTensor(
-                    [path], torch.float32, (), (), [], (), unread=True
+                    [path], leaf.dtype, shape, shape, [], tuple(range(len(shape))), unread=True
                 )
             elif type(leaf) is int and leaf > 1:
                 given.numbers[path] = _new_symbol(given, leaf)

@@ -8,15 +8,17 @@ else where parameters are not read.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from functools import cache, partial
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from depgraph._calls import UNREAD
+from depgraph._calls import Unread
 from depgraph._deciding import Decisions
 from depgraph._meta import on_meta
 from depgraph._modules import named_tensors
@@ -54,8 +56,8 @@ def other_sizes(model: nn.Module, traced: Trace, decides: Decisions) -> tuple[Tr
     traced : Trace
         Of it.
     decides : Decisions
-        By which sizes code decides: those in whose place others were asked for are taken for
-        dimensions of the inputs that have this size.
+        By which sizes code decides. Of a dimension of the inputs that has such a size, one size is
+        tried of each range that would turn an answer.
 
     Returns
     -------
@@ -88,10 +90,23 @@ def other_sizes(model: nn.Module, traced: Trace, decides: Decisions) -> tuple[Tr
             break
     for dims in ((0,), places):
         size = first[dims[0]]
-        asked = {number for was, number in decides.turning if was == size}
-        for number in sorted((asked | decides.numbers) - ran[dims[0]]):
-            runs(dict.fromkeys(dims, number))
+        turning = {(low, high) for was, low, high in decides.turning if was == size}
+        turning.update((number, number) for number in decides.numbers - {size})
+        for low, high in _parts(turning):
+            if not any(low <= number <= high for number in ran[dims[0]]):
+                ends = (low, high) if low > size else (high, low)
+                tried = (number for number in dict.fromkeys(ends) if number < sys.maxsize)
+                any(runs(dict.fromkeys(dims, number)) for number in tried)
     return tuple(found)
+
+
+def _parts(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """The ranges cut at the ends of all of them, so that no two of the parts overlap."""
+    known = set(ranges)
+    starts = sorted({end for low, high in known for end in (low, high + 1)})
+    for low, after in pairwise(starts):
+        if any(first <= low <= last for first, last in known):
+            yield low, after - 1
 
 
 def runs_alike(p: Propagation, other: Trace) -> bool:
@@ -206,7 +221,7 @@ def _read_by_parts(model: nn.Module, traced: Trace, unread: set[str]) -> set[str
     for holder, names in holders.items():
         call = traced.calls_of[holder][0]
         given = pytree.tree_map_only(fx.Node, lambda n: n.meta["val"], (call.args, call.kwargs))
-        if any(leaf is UNREAD for leaf in pytree.tree_leaves(given)):
+        if any(isinstance(leaf, Unread) for leaf in pytree.tree_leaves(given)):
             continue
         for trace in _traces(model.get_submodule(holder), given):
             may |= {f"{holder}.{name}" for name in _read(trace)} & names

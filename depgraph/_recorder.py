@@ -295,6 +295,8 @@ class Recorder(ProxyTorchDispatchMode):
             return args[0]  # torch itself leaves it out now and then, as of ``y[:, :k]`` the first
         if not is_traced((args, kwargs)) and not creates(func) and not self._is_held(args):
             # on constants alone: computed for real, wherever the model thinks that it runs
+            if reads_values(func):
+                note_value_read()
             return func(*self._map(args, off_meta), **self._map_values(kwargs, off_meta))
         if reads_values(func):
             return self._answer(func, args, kwargs)
@@ -388,8 +390,6 @@ class Recorder(ProxyTorchDispatchMode):
 
     def _note_read(self, tensor: Any, answer: Any, where: tuple[str, ...] = ()) -> None:
         found = self.values.of(self.node(tensor)) if isinstance(tensor, Tensor) else None
-        if isinstance(tensor, Tensor) and not tensor.is_meta:
-            note_value_read()
         if found is None or not tensor.is_meta:
             return
         self.read_from.append(found[1])

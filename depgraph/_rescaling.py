@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from depgraph._alike import Likeness, UnlikeError
-from depgraph._calls import UNREAD, ModuleCall
+from depgraph._calls import ModuleCall, Unread
 from depgraph._edits import Edits
 from depgraph._switches import Given, agree_when_switched
 from depgraph._temperature import Rescaling, Temperatures
@@ -188,7 +188,7 @@ class Rescalings:
         return ".".join(path)
 
     def _agrees(self, whole: str, name: str, call: ModuleCall, small: nn.Module) -> bool:
-        if any(leaf is UNREAD for leaf in pytree.tree_leaves((call.args, call.kwargs))):
+        if any(isinstance(leaf, Unread) for leaf in pytree.tree_leaves((call.args, call.kwargs))):
             return False
         module = self._modules[whole]
         local = {found: key for key, found in self._names(module).items()}

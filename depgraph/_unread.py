@@ -13,7 +13,8 @@ from typing import Any
 from torch import fx
 
 from depgraph._blocks import mapped, writes
-from depgraph._calls import UNREAD, ModuleCall
+from depgraph._calls import ModuleCall
+from depgraph._calls import Unread as NobodyReads
 
 
 def alive_nodes(nodes: Sequence[fx.Node], last: Iterable[fx.Node]) -> set[fx.Node]:
@@ -73,7 +74,10 @@ def without_unread(
     place = [0, *accumulate(node in alive for node in nodes)]
 
     def read(value: Any) -> Any:
-        return UNREAD if isinstance(value, fx.Node) and value not in alive else value
+        if not isinstance(value, fx.Node) or value in alive:
+            return value
+        tensor = value.meta["val"]
+        return NobodyReads(tuple(tensor.shape), tensor.dtype)
 
     return [
         dataclasses.replace(

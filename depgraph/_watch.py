@@ -40,6 +40,15 @@ _depth = 0
 _plain: dict[str, Any] = {}
 """What is done to calls and attributes of modules when no one watches."""
 _plain_index: Any = torch._C.TensorBase.__getitem__
+_OLD_NAMES = {
+    dtype: torch.empty(0, dtype=dtype).type().rpartition(".")[2]
+    for dtype in (
+        *(torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool),
+        *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+        *(torch.complex64, torch.complex128),
+    )
+}
+_plain_type: Any = torch._C.TensorBase.type
 _plain_device: Any = torch._C.TensorBase.device
 _plain_requires_grad: Any = torch._C.TensorBase.requires_grad
 _plain_is_leaf: Any = torch._C.TensorBase.is_leaf
@@ -94,6 +103,19 @@ def _device(tensor: Tensor) -> torch.device:
     here: torch.device | None = getattr(_here, "device", None)
     told = device.type == "meta" and here is not None and is_foreign(sys._getframe(1))
     return here if told and here is not None else device
+
+
+def _type(tensor: Tensor, dtype: Any = None, **options: Any) -> Any:
+    """Old names of types, as ``"torch.HalfTensor"``, which say a device too: meta has none."""
+    here: torch.device | None = getattr(_here, "device", None)
+    if here is None or _plain_device.__get__(tensor).type != "meta":
+        return _plain_type(tensor, dtype, **options)
+    if dtype is None:
+        there = "torch" if here.type == "cpu" else f"torch.{here.type}"
+        return f"{there}.{_OLD_NAMES[tensor.dtype]}"
+    named = dtype.__name__ if isinstance(dtype, type) else str(dtype).rpartition(".")[2]
+    known = (kind for kind, name in _OLD_NAMES.items() if name == named)
+    return tensor.to(next(known, dtype))
 
 
 def _requires_grad(tensor: Tensor) -> bool:
@@ -154,6 +176,7 @@ def ready_to_watch() -> Iterator[None]:
             _patch(_WATCHING)
             nn.Module.training = property(_mode, _set_mode)  # type: ignore[assignment]
             Tensor.__getitem__ = _index  # type: ignore[assignment, method-assign]
+            Tensor.type = _type  # type: ignore[assignment, method-assign]
             Tensor.device = property(_device)  # type: ignore[assignment]
             asked = property(_requires_grad, _plain_requires_grad.__set__)
             Tensor.requires_grad = asked  # type: ignore[assignment]
@@ -167,6 +190,7 @@ def ready_to_watch() -> Iterator[None]:
                 _patch(_plain)
                 del nn.Module.training
                 del Tensor.__getitem__
+                del Tensor.type
                 del Tensor.device
                 del Tensor.requires_grad
                 del Tensor.is_leaf

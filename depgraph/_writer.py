@@ -406,6 +406,12 @@ class Writer:
             return self._expression(value)
         if isinstance(value, torch.device):
             return self._device() if value == META else value
+        if isinstance(value, torch.Generator):
+            raise DepgraphError(
+                f"{self._where} draws from a torch.Generator, which its forward cannot do once it "
+                "is rewritten; put what draws into a module of its own, or leave whole what it "
+                "needs a rewritten forward for"
+            )
         if isinstance(value, Unread):
             return None
         if isinstance(value, Opened):

@@ -78,11 +78,52 @@ def test_one_torchscript_trace_serves_other_batches(name: str) -> None:
         lambda y, batch, tokens: y + y[: batch // 2 + 1].mean(0),
         lambda y, batch, tokens: y.tile(batch, 1, 1)[: batch * 2],
         lambda y, batch, tokens: torch.broadcast_to(y[:1], (batch, tokens, 12)),
+        lambda y, batch, tokens: y * {"odd": 3.0, f"{tokens % 2}": 2.0}[f"{tokens % 2}"],
+        lambda y, batch, tokens: y * {"0": 3.0, "1": 2.0}[str(batch % 2)],
+        lambda y, batch, tokens: y * round(tokens / 4, 1),
+        lambda y, batch, tokens: y + torch.arange(tokens).type(y.type())[:, None],
+        lambda y, batch, tokens: y + torch.ones(tokens, 1).type_as(y) * (y.type()[-12:] == "t"),
     ],
 )
 def test_other_sizes_give_what_the_original_gives(middle: Middle) -> None:
     reference, small = cut(middle)
-    for batch, tokens in ((2, 6), (5, 6), (1, 6), (3, 4)):
+    for batch, tokens in ((2, 6), (5, 6), (1, 6), (3, 4), (2, 9)):
+        x = images(batch, tokens)
+        torch.testing.assert_close(small(x), reference(x))
+
+
+def test_a_generator_of_random_numbers_is_refused() -> None:
+    def middle(y: Tensor, batch: int, tokens: int) -> Tensor:
+        drawn = torch.Generator().manual_seed(0)
+        return y.index_select(1, torch.randperm(tokens, generator=drawn))
+
+    with pytest.raises(depgraph.DepgraphError, match=r"draws from a torch\.Generator"):
+        cut(middle)
+
+
+class Causal(nn.Module):
+    """Attention that is told that its mask is causal, and so reads none of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(8, 12), nn.Linear(12, 3)
+        self.attention = nn.MultiheadAttention(12, 3, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1], dtype=x.dtype)
+        result: Tensor = self.head(
+            self.attention(x, x, x, attn_mask=mask, is_causal=True, need_weights=False)[0]
+        )
+        return result
+
+
+def test_a_mask_that_nothing_reads_still_has_its_shape() -> None:
+    model = randomise(Causal()).double().eval()
+    graph = depgraph.trace(model, images(2, 6))
+    plan = graph.plan(random_units(graph, 0, 0.4))
+    small, reference = plan.apply(model), switched_off(model, plan)
+    for batch, tokens in ((2, 6), (1, 6), (3, 9)):
         x = images(batch, tokens)
         torch.testing.assert_close(small(x), reference(x))
 
