@@ -238,7 +238,7 @@ class Agreement:
             self.demand(near, "gradients", f"that of {name} differs")
             reached = theirs.grad is not None and bool(theirs.grad.any())
             self.demand(
-                reached or mine.grad is None or not bool(mine.grad.any()),
+                reached or mine.grad is None or not bool((mine.grad.abs() > noise).any()),
                 "gradients",
                 f"{name} has one that the original shuts off",
             )
