@@ -433,3 +433,17 @@ def test_a_sparse_buffer_stays_and_is_not_saved(tmp_path: Path) -> None:
     assert torch.equal(small.mask.to_dense(), torch.eye(3))  # type: ignore[operator, union-attr]
     with pytest.raises(depgraph.DepgraphError, match="'mask' is a Tensor"):
         depgraph.save(small, tmp_path / "model")
+
+
+def test_a_constructor_that_computes_with_numbers_is_found(tmp_path: Path) -> None:
+    models = pytest.importorskip("torchvision.models")
+    model = models.regnet_y_400mf(weights=None, num_classes=3).eval()
+    depgraph.save(model, tmp_path / "model")
+    store._remembered.clear()
+    loaded = depgraph.load(tmp_path / "model")
+    source = depgraph.source_of(loaded)
+    assert source is not None and source["name"] == "regnet_y_400mf"
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(model.state_dict().values(), loaded.state_dict().values(), strict=True)
+    )
