@@ -17,6 +17,7 @@ from cli.failures import FAILURES
 from cli.models import constructor_arguments, create_model, example_inputs, note_source
 from cli.saved import is_saved_model, read_record
 from depgraph import DepgraphError
+from depgraph._bounded import bounded
 from depgraph._files import read_json
 from depgraph._recipe import Recipe, build, check_arguments, check_config, transformers_class
 from depgraph.checkpoint import Checkpoint
@@ -87,7 +88,7 @@ def load_structure(
         if not named:
             _check_buffers({"library": "timm", "name": name, "arguments": arguments}, checkpoint)
         with init_empty_weights(include_buffers=False):
-            model = create_model(name, arguments)
+            model = bounded(lambda: create_model(str(name), arguments))
         note_source(model, name, arguments)
     return model.eval(), torch.zeros_like(example_inputs(model, img_size), device="cpu")
 
@@ -105,7 +106,8 @@ def _named(config: dict[str, Any]) -> str | None:
 
 def _check_buffers(recipe: Recipe, checkpoint: Path) -> None:
     """Refuse a configuration that asks for more than a model of the tensors in the checkpoint."""
-    model = build(recipe, 20_000 + 50 * len(Checkpoint(checkpoint).tensors))
+    limit = 20_000 + 50 * len(Checkpoint(checkpoint).tensors)
+    model = bounded(lambda: build(recipe, limit))
     size = sum(buffer.nbytes for buffer in model.buffers())
     if size > _MAX_BUFFER_BYTES:
         raise DepgraphError(
@@ -137,7 +139,7 @@ def _transformers(checkpoint: Path) -> tuple[nn.Module, Tensor]:
         config.use_cache = False
         click.echo("note: the pruned model runs without a cache of keys and values", err=True)
     with init_empty_weights(include_buffers=False):
-        model = made(config)
+        model = bounded(lambda: made(config))
     model.tie_weights()  # each became a meta tensor of its own
     if model.main_input_name == "input_ids":
         return model.eval(), torch.zeros(1, TOKENS, dtype=torch.long)

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from depgraph._caches import Cache, forget
 from depgraph._find import candidates, class_counts
+from depgraph._hooks import check_no_hooks
 from depgraph._inputs import state
 from depgraph._manifest import FORMAT, Manifest
 from depgraph._meta import on_meta
@@ -94,6 +95,7 @@ class _Description:
         self.weights: dict[str, Tensor] = {}
         self.others: dict[str, Tensor] = {}
         for name, tensor in self.tensors.items():
+            check_no_hooks(name, tensor, "the parameter that load makes")
             if first.get(name, name) == name:
                 (self.others if name in away else self.weights)[name] = tensor.detach()
 

@@ -18,10 +18,25 @@ from typing import Any
 from torch import Tensor, nn
 
 from depgraph._modules import named_modules
+from depgraph.errors import DepgraphError
 
 _LIBRARIES = tuple({sysconfig.get_path(key) for key in ("purelib", "platlib", "stdlib")})
 _GIVE_NOTHING = frozenset({"append", "appendleft", "extend", "insert", "update", "put", "print"})
 """Calls that give nothing back, of names that no tensor has, for a hook that is one call."""
+
+
+def check_no_hooks(name: str, tensor: Tensor, lost_by: str) -> None:
+    """Refuse a tensor with a gradient hook, which whatever takes its place would not have.
+
+    Raises
+    ------
+    DepgraphError
+    """
+    if tensor._backward_hooks or getattr(tensor, "_post_accumulate_grad_hooks", None):
+        raise DepgraphError(
+            f"'{name}' has a gradient hook, which {lost_by} would not have; remove the hook first, "
+            "and register it again on the new parameter"
+        )
 
 
 def without_outsiders(model: nn.Module) -> dict[str, str]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from depgraph._shapes import grouped_result, quick_result
 
@@ -131,3 +132,31 @@ def creates(func: Any) -> bool:
             "Tensor" in str(a.type) for a in arguments
         )
     return _creation[func]
+
+
+def made_on_meta(make: Callable[[], Any]) -> Any:
+    """What a constructor makes on the meta device; where it looks at numbers, they have values."""
+    try:
+        with torch.device("meta"):
+            return make()
+    except (NotImplementedError, RuntimeError) as error:
+        if "meta tensor" not in str(error):
+            raise
+    with torch.device("meta"), _ShortRangesReal():
+        return make()
+
+
+class _ShortRangesReal(TorchFunctionMode):
+    """Makes short ranges with values: some constructors compute the widths of stages with them."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if func in _RANGES and made.is_meta and made.numel() <= _SHORT:
+            return func(*args, **{**(kwargs or {}), "device": "cpu"})
+        return made
+
+
+_RANGES = (torch.arange, torch.linspace, torch.tensor)
+_SHORT = 1 << 10

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from depgraph.errors import DepgraphError
+
 _IMMUTABLE = frozenset(
     {bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size}
     | {types.FunctionType, types.BuiltinFunctionType, type, range, torch.memory_format}
@@ -96,7 +98,13 @@ def structural_copy(model: nn.Module) -> nn.Module:
                 state[name] = value
             else:
                 _detach(value, memo)
-                state[name] = copy.deepcopy(value, memo)
+                try:
+                    state[name] = copy.deepcopy(value, memo)
+                except (TypeError, copy.Error) as error:  # a lock, an open file
+                    raise DepgraphError(
+                        f"attribute '{name}' of a {type(module).__name__} cannot be copied "
+                        f"({error}); take it off the model meanwhile"
+                    ) from error
     return copy.deepcopy(model, memo)
 
 

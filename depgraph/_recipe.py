@@ -18,7 +18,6 @@ from importlib.metadata import PackageNotFoundError, version
 from inspect import signature
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import (
     register_module_module_registration_hook,
@@ -26,6 +25,7 @@ from torch.nn.modules.module import (
 )
 
 from depgraph._arguments import check_value, listed
+from depgraph._meta import made_on_meta
 from depgraph.errors import DepgraphError
 
 Recipe = dict[str, Any]
@@ -152,9 +152,9 @@ def build(recipe: Recipe, limit: int) -> nn.Module:
     except ImportError as error:
         raise DepgraphError(f"the model is made by {library}; pip install {library}") from error
     try:
-        with torch.device("meta"), _at_most(limit), warnings.catch_warnings():
+        with _at_most(limit), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model = _MAKERS[library](name, recipe["arguments"])
+            model = made_on_meta(lambda: _MAKERS[library](name, recipe["arguments"]))
     except DepgraphError:
         raise
     except Exception as error:  # a constructor may raise anything for odd arguments

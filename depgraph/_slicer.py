@@ -5,11 +5,13 @@ from __future__ import annotations
 from functools import cache, partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from depgraph._attributes import layer_attributes
 from depgraph._edits import Edits
 from depgraph._fitting import Fitting
+from depgraph._hooks import check_no_hooks
 from depgraph._masks import compact
 from depgraph._rescaling import Rescalings
 from depgraph._temperature import multiply
@@ -58,12 +60,12 @@ class Slicer(Fitting):
         new: dict[int, Tensor] = {}
         for name, old in tensors.items():
             value = self._sliced(name, old.detach())
-            if value.data_ptr() == old.data_ptr() and not share:
+            plain = old.layout == torch.strided
+            if not share and (not plain or value.data_ptr() == old.data_ptr()):
                 value = value.clone()
             if isinstance(old, nn.Parameter):
-                value = (
-                    old if value is old else nn.Parameter(value, requires_grad=old.requires_grad)
-                )
+                check_no_hooks(name, old, "the parameter of the pruned model")
+                value = nn.Parameter(value, requires_grad=old.requires_grad)
             new[id(old)] = value
         return new
 

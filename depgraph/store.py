@@ -142,7 +142,7 @@ def remember(manifest: Manifest, model: nn.Module) -> None:
     if manifest.recipe is None:
         try:
             _remembered[manifest.key] = copy.deepcopy(without_data(model))
-        except (TypeError, RuntimeError, AttributeError, copy.Error):
+        except (TypeError, RuntimeError, AttributeError, copy.Error, DepgraphError):
             return  # an open file, a lock: load asks for the model
 
 

@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 from click.testing import Result
+from safetensors.torch import save_file
 
 import domains
 from tests.cli.conftest import TINY, Invoke
@@ -382,3 +383,13 @@ def test_a_record_beside_a_model_that_is_none_is_one_sentence(
 
 def test_prune_needs_a_model_or_a_checkpoint(invoke: Invoke, tmp_path: Path) -> None:
     failed(invoke("prune", "--out", tmp_path / "small"), "name a MODEL")
+
+
+def test_a_configuration_of_larger_buffers_than_weights_is_refused(
+    invoke: Invoke, tmp_path: Path
+) -> None:
+    save_file({"head.weight": torch.zeros(1)}, tmp_path / "model.safetensors")
+    sizes = {"img_size": 4096, "depth": 1}  # positions of 65,536 patches, by pairs
+    said = {"architecture": "beit_base_patch16_224", "model_args": sizes}
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    failed(invoke("prune", "--checkpoint", tmp_path, "--out", tmp_path / "small"), "of buffers")

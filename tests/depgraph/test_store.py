@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -403,3 +404,46 @@ def test_a_file_that_does_not_hold_what_was_written_is_not_put_in_place(
     with pytest.raises(depgraph.DepgraphError, match="does not come back"):
         depgraph.save(tiny(), tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("register", ["register_hook", "register_post_accumulate_grad_hook"])
+def test_a_gradient_hook_of_a_parameter_is_not_lost(register: str, tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    plan = depgraph.trace(model, torch.randn(1, 4)).plan({"hidden": range(3)})
+    handle = getattr(model[0].weight, register)(lambda x: None)
+    for lose in (lambda: plan.apply(model), lambda: depgraph.save(model, tmp_path / "model")):
+        with pytest.raises(depgraph.DepgraphError, match=r"0\.weight' has a gradient hook"):
+            lose()
+    assert not (tmp_path / "model").exists()
+    handle.remove()
+    depgraph.save(plan.apply(model), tmp_path / "model")
+
+
+def test_what_cannot_be_copied_is_named() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    model.lock = threading.Lock()  # type: ignore[assignment]
+    with pytest.raises(depgraph.DepgraphError, match="attribute 'lock' of a Sequential"):
+        depgraph.trace(model, torch.randn(1, 4))
+
+
+def test_a_sparse_buffer_stays_and_is_not_saved(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    model.register_buffer("mask", torch.eye(3).to_sparse())
+    small = depgraph.trace(model, torch.randn(1, 4)).plan({"hidden": range(3)}).apply(model)
+    assert torch.equal(small.mask.to_dense(), torch.eye(3))  # type: ignore[operator, union-attr]
+    with pytest.raises(depgraph.DepgraphError, match="'mask' is a Tensor"):
+        depgraph.save(small, tmp_path / "model")
+
+
+def test_a_constructor_that_computes_with_numbers_is_found(tmp_path: Path) -> None:
+    models = pytest.importorskip("torchvision.models")
+    model = models.regnet_y_400mf(weights=None, num_classes=3).eval()
+    depgraph.save(model, tmp_path / "model")
+    store._remembered.clear()
+    loaded = depgraph.load(tmp_path / "model")
+    source = depgraph.source_of(loaded)
+    assert source is not None and source["name"] == "regnet_y_400mf"
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(model.state_dict().values(), loaded.state_dict().values(), strict=True)
+    )
