@@ -64,6 +64,7 @@ CUTS = {
     "styles": Cut("obs", "styles"),
     "styles-4096": Cut("obs", "styles", 4096),
     "features": Cut("obs_features", "styles"),
+    "styles-readers": Cut("obs", "styles", options={"kinds": AUTO, "compensate": "readers"}),
     "random": Cut("random", "styles"),
     **{name: _preset(name) for name in PRESETS},
 }

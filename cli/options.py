@@ -156,8 +156,8 @@ def _preset(ctx: click.Context, param: click.Parameter, value: str | None) -> st
     """Make a preset the default of the options that it speaks of."""
     said = dict(PRESETS[value]) if value is not None else {}
     by = said.get("compensate")
-    if by == "means":
-        said |= {"compensate": True, "compensate_by": "means"}
+    if isinstance(by, str):
+        said |= {"compensate": True, "compensate_by": by}
     if isinstance(said.get("kinds"), str):
         said["kinds"] = (said["kinds"],)
     ctx.default_map = {**(ctx.default_map or {}), **said}
@@ -246,10 +246,11 @@ pruning_options = _combined(
     ),
     click.option(
         "--compensate-by",
-        type=click.Choice(["least-squares", "means"]),
+        type=click.Choice(["least-squares", "readers", "means"]),
         default="least-squares",
         show_default=True,
-        help="means: move the biases alone, so that the means of all outputs stay.",
+        help="readers: refit the layers that lost inputs alone. means: move their biases alone, so "
+        "that the means of all outputs stay.",
     ),
     click.option(
         "--calibration",

@@ -29,7 +29,7 @@ def algorithm_said(name: str | None, arguments: dict[str, Any]) -> dict[str, Any
 
 def compensation(wanted: bool, by: str) -> Any:
     """Argument ``compensate`` of `pruners.prune`."""
-    return "means" if wanted and by == "means" else wanted
+    return by if wanted and by in ("readers", "means") else wanted
 
 
 BUDGETS = ("ratio", "target_macs", "target_params", "target_latency")

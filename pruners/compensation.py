@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -50,7 +50,7 @@ def compensate(
     plan: Plan,
     batches: Iterable[Batch],
     damping: float = DAMPING,
-    means_only: bool = False,
+    what: Literal["all", "readers", "means"] = "all",
 ) -> list[str]:
     """Refit, in place, every linear layer and convolution that the cut reaches, and batch norms.
 
@@ -66,8 +66,9 @@ def compensate(
     damping : float
         ``min_D sum_t |y_t - (W + D) x_t|^2 + damping * mean(x^2) * samples * |D|^2``. Directions
         that the samples say nothing of keep their weights.
-    means_only : bool
-        Leave the weights as they are, and move the biases by what is lacking of the means.
+    what : "all", "readers" or "means"
+        ``"readers"``: the layers that lost inputs alone, each to what it gave. ``"means"``: of
+        these, leave the weights as they are, and move the biases by what is lacking of the means.
 
     Returns
     -------
@@ -101,9 +102,10 @@ def compensate(
     losing = {name for name in layers if _loses(plan, name)}
     with evaluating(dense), evaluating(small):
         first = _first_sample(next(iter(batches))[0])
-        once, norms = _called_once(dense, losing if means_only else layers, first)
-        added = {} if means_only else _added(dense, once, first)
-        refit = _Refit(dense, small, plan, once, losing, added, None if means_only else damping)
+        once, norms = _called_once(dense, layers if what == "all" else losing, first)
+        added = _added(dense, once, first) if what == "all" else {}
+        by = None if what == "means" else damping
+        refit = _Refit(dense, small, plan, once, losing, added, by)
         original: dict[str, tuple[Tensor, Tensor]] = {}
         refit.go_through(batches, Recalibration(plan, norms, original))
         for layer in refit.layers.values():

@@ -21,7 +21,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "metric": "flap",
         "kinds": ("hidden", "head_dim"),
         "scope": "uniform",
-        "compensate": True,
+        "compensate": "readers",
     },
     "label_free": {"metric": "obs_features", "kinds": "auto", "compensate": True},
     "isomorphic": {"metric": "taylor", "scope": "isomorphic", "compensate": False},

@@ -49,7 +49,7 @@ def prune(
     normalise: str | None = None,
     per: str | None = None,
     num_samples: int | None = None,
-    compensate: bool | Literal["means"] | None = None,
+    compensate: bool | Literal["readers", "means"] | None = None,
     num_calibration: int | None = None,
     calibration: Iterable[Batch] | None = None,
     per_head: bool = False,
@@ -82,11 +82,12 @@ def prune(
         (a stream is kept in memory), a batch at a time.
     num_samples : int, optional
         Samples to score with, 64 by default (256 for ``"obs"``).
-    compensate : bool, optional
-        Turn the head dims to principal directions first (`pruners.basis`), and refit what reads the
-        units that stay afterwards (`pruners.compensation`). By default where there are batches.
-        Without it the result computes exactly what the model computes with the units switched off.
-        ``"means"``: move the biases alone, so that the means of all outputs stay.
+    compensate : bool, "readers" or "means", optional
+        Turn the head dims to principal directions first (`pruners.basis`), and refit the layers
+        that the cut reaches afterwards (`pruners.compensation`). By default where there are
+        batches. Without it the result computes exactly what the model computes with the units switched off.
+        ``"readers"``: refit the layers that lost inputs alone. ``"means"``: move their biases
+        alone, so that the means of all outputs stay.
     num_calibration : int, optional
         Samples to compensate with; 256 by default, or as many as there are.
     calibration : iterable of (inputs, targets), optional
@@ -154,7 +155,8 @@ def prune(
     )
     small = cut.plan.apply(cut.model)
     if cut.calibration is not None:
-        refit(cut.model, small, cut.plan, cut.calibration, means_only=compensate == "means")
+        what = compensate if isinstance(compensate, str) else "all"
+        refit(cut.model, small, cut.plan, cut.calibration, what=what)
     if standard:
         make_standard(small)
     return small, cut.plan
@@ -189,7 +191,7 @@ def plan_cut(
     *,
     batches: Iterable[Batch] | None = None,
     num_samples: int | None = None,
-    compensate: bool | Literal["means"] | None = None,
+    compensate: bool | Literal["readers", "means"] | None = None,
     num_calibration: int | None = None,
     calibration: Iterable[Batch] | None = None,
     per_head: bool = False,
@@ -222,8 +224,10 @@ def plan_cut(
     scorer = make_metric(metric, seed=seed)
     given = batches is not None or calibration is not None
     compensate = given if compensate is None else compensate
-    if compensate not in (True, False, "means"):
-        raise DepgraphError(f"compensate is {compensate!r}; it must be True, False or 'means'")
+    if compensate not in (True, False, "readers", "means"):
+        raise DepgraphError(
+            f"compensate is {compensate!r}; it must be True, False, 'readers' or 'means'"
+        )
     if compensate and not given:
         raise DepgraphError("compensation needs data; pass batches, or compensate=False")
     if compensate and per_head:
@@ -248,7 +252,7 @@ def plan_cut(
         batches, taken = shared_samples(
             model, scorer, batches, calibration, num_samples, num_calibration
         )
-    if compensate is True and taken is not None:
+    if compensate in (True, "readers") and taken is not None:
         model = copy.deepcopy(model)
         wanted = min(taken.wanted, DIRECTION_SAMPLES)
         few = replace(taken, wanted=wanted, exact=taken.exact and taken.wanted == wanted)

@@ -144,6 +144,21 @@ def test_a_layer_that_adds_to_a_stream_brings_back_what_the_stream_lacks() -> No
     assert (net(x) - before).std() > 0.1
 
 
+def test_of_readers_alone_the_others_stay_as_they_are() -> None:
+    net, x = chain(), torch.randn(500, 5)
+    graph = depgraph.trace(net, x[:2])
+    wide = next(group for group in graph.prunable if group.size == 12)
+    small, plan = pruners.prune(
+        *(net, x[:2], "random", 0.5),
+        ignore=[group.name for group in graph.prunable if group is not wide],
+        batches=[(x, torch.zeros(500))],
+        compensate="readers",
+    )
+    raw = plan.apply(net)
+    changed = {name for name, w in raw.named_parameters() if not torch.equal(w, state(small)[name])}
+    assert changed == {"4.weight", "4.bias"}
+
+
 def test_of_few_places_a_layer_that_lost_no_input_learns_nothing() -> None:
     net, x = chain(), torch.randn(40, 5)
     graph = depgraph.trace(net, x[:2])

@@ -53,7 +53,7 @@ def test_a_shift_of_means_keeps_the_means_and_the_weights() -> None:
     graph = depgraph.trace(model, images())
     plan = graph.plan({g.name: range(0, g.size, 2) for g in graph.prunable if g.kind == "hidden"})
     raw, small = plan.apply(model), plan.apply(model)
-    assert compensate(model, small, plan, batches(), means_only=True)
+    assert compensate(model, small, plan, batches(), what="means")
     for name, weight in raw.named_parameters():
         changed = not torch.equal(weight, small.get_parameter(name))
         assert changed == name.endswith("fc2.bias"), name
