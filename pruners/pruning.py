@@ -85,9 +85,9 @@ def prune(
     compensate : bool, "readers" or "means", optional
         Turn the head dims to principal directions first (`pruners.basis`), and refit the layers
         that the cut reaches afterwards (`pruners.compensation`). By default where there are
-        batches. Without it the result computes exactly what the model computes with the units switched off.
-        ``"readers"``: refit the layers that lost inputs alone. ``"means"``: move their biases
-        alone, so that the means of all outputs stay.
+        batches. Without it the result computes exactly what the model computes with the units
+        switched off. ``"readers"``: refit the layers that lost inputs alone. ``"means"``: move their
+        biases alone, so that the means of all outputs stay.
     num_calibration : int, optional
         Samples to compensate with; 256 by default, or as many as there are.
     calibration : iterable of (inputs, targets), optional
