@@ -17,7 +17,7 @@ from torch import nn
 
 import depgraph
 import pruners
-from domains import timing
+from domains.measuring import timing
 
 HEAD_DIM = 64
 

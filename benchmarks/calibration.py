@@ -22,7 +22,7 @@ from depgraph import DepgraphError
 _CHILD = """
 import itertools, json, resource, sys, time
 import timm, torch, depgraph
-from pruners.compensation import compensate
+from pruners.refitting.compensation import compensate
 
 name, size, batch, count, whole = sys.argv[1], *map(int, sys.argv[2:6])
 torch.manual_seed(0)

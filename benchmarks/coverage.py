@@ -31,8 +31,8 @@ from benchmarks.pages import markdown_table, with_section
 from benchmarks.peer import LIMIT_BYTES, LIMIT_S, torch_pruning_half
 from benchmarks.sources import Source, other_sources, timm_family
 from cli.output import table, write_text
-from depgraph._calls import plain
-from depgraph.rewrite import original_class
+from depgraph.rewriting.rewrite import original_class
+from depgraph.tracing.calls import plain
 from tests.interpret import masked_outputs
 from tests.reference import randomise, relative_difference
 

@@ -23,19 +23,19 @@ from torch import Tensor, nn
 import depgraph
 import domains
 import pruners
-from cli.across import across_domains
-from cli.models import example_inputs
-from cli.options import data_option, json_option, seed_option, split_option, target_option
+from cli.options.across import across_domains
+from cli.options.shared import data_option, json_option, seed_option, split_option, target_option
 from cli.output import environment, percent, table
-from cli.saved import load_saved
+from cli.running.models import example_inputs
+from cli.running.saved import load_saved
 from domains import Split
-from pruners._choices import AUTO
-from pruners.allocation import allocate
-from pruners.basis import align_head_dims
-from pruners.compensation import compensate
-from pruners.domain_aware import DomainAware, combine_scores, foretelling
+from pruners.choosing.allocation import allocate
+from pruners.choosing.choices import AUTO
+from pruners.choosing.domain_aware import DomainAware, combine_scores, foretelling
+from pruners.metrics.scoring import CALIBRATION_SAMPLES, take_samples
 from pruners.pruning import with_defaults
-from pruners.scoring import CALIBRATION_SAMPLES, take_samples
+from pruners.refitting.basis import align_head_dims
+from pruners.refitting.compensation import compensate
 
 TOGETHER = "together"
 """One score over the images of all domains: what `prune` does when nothing is said."""

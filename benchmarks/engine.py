@@ -27,8 +27,8 @@ import depgraph
 import pruners
 from benchmarks.pages import markdown_table, png
 from cli.output import table, write_bytes, write_text
-from depgraph.propagate import Propagation
-from depgraph.trace import trace_forward
+from depgraph.coupling.propagate import Propagation
+from depgraph.tracing.trace import trace_forward
 
 SIZES = ("tiny_patch16", "small_patch16", "base_patch16", "large_patch16", "huge_patch14")
 MODELS = tuple(f"vit_{size}_224" for size in SIZES)

@@ -20,7 +20,7 @@ import depgraph
 import pruners
 from benchmarks.pages import markdown_table
 from cli.output import table, write_text
-from domains import timing
+from domains.measuring import timing
 from tests.reference import (
     masked,
     measured_macs,

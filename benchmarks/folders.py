@@ -26,8 +26,8 @@ import torch
 from torch import nn
 
 import depgraph
-from depgraph._files import checksum
-from depgraph.checkpoint import INDEX, index_text
+from depgraph.storing.checkpoint import INDEX, index_text
+from depgraph.storing.reading import checksum
 
 VALUES: tuple[Any, ...] = (
     *(None, True, False, 0, 1, -1, 2**31, 10**9, 10**18, 1e308, 0.5, "", "x", [], {}, [[]]),

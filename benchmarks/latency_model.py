@@ -19,10 +19,10 @@ import torch
 from torch import nn
 
 import depgraph
-from domains import timing
+from domains.measuring import timing
 from pruners.calibration import measured_latency
-from pruners.context import random_sizes
-from pruners.latency import LatencyModel
+from pruners.speed.context import random_sizes
+from pruners.speed.latency import LatencyModel
 
 
 def measure(

@@ -27,9 +27,9 @@ from benchmarks.born import born_small
 from benchmarks.pages import markdown_table, png
 from benchmarks.roofline import Demands, demands, kind_of, roof
 from cli.output import table, write_bytes, write_text
-from depgraph.export import export_program
-from domains._memory import quiet_profiler
-from domains.timing import device_name
+from depgraph.exporting.export import export_program
+from domains.measuring.memory import quiet_profiler
+from domains.measuring.timing import device_name
 
 Times = dict[str, float]
 """Milliseconds of one forward by kind of op."""

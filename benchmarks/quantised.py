@@ -24,7 +24,7 @@ from torch import Tensor, nn
 import depgraph
 import domains
 from benchmarks.runtimes import NotHere
-from domains import timing
+from domains.measuring import timing
 
 
 @dataclass(frozen=True)

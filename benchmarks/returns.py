@@ -26,8 +26,8 @@ import depgraph
 from benchmarks.coverage import rows_of
 from benchmarks.sources import Source, other_sources
 from cli.output import table
-from depgraph import store
-from depgraph._calls import plain
+from depgraph.storing import store
+from depgraph.tracing.calls import plain
 from tests.reference import randomise
 
 COLUMNS = ("library", "model", "comes back", "why")

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import depgraph
-from depgraph.work import Job, batch_atoms, work_of
+from depgraph.costing.work import Job, batch_atoms, work_of
 
 KINDS = {
     "linear": ("addmm", "linear", "mm"),

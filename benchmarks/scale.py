@@ -29,8 +29,8 @@ import depgraph
 import pruners
 from benchmarks.pages import markdown_table, png
 from benchmarks.shards import prune_in_shards
+from cli.options.params import Bytes
 from cli.output import table, write_bytes, write_text
-from cli.params import Bytes
 
 DEPTHS = (6, 12, 24, 48, 96)
 SHARDED = "vit_giant_patch14_dinov2"

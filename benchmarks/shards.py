@@ -16,7 +16,7 @@ import timm
 import torch
 from torch import Tensor
 
-from depgraph.checkpoint import INDEX, index_text, write_shard
+from depgraph.storing.checkpoint import INDEX, index_text, write_shard
 
 
 def write_random_checkpoint(directory: Path, name: str, shards: int) -> int:

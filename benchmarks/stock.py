@@ -23,7 +23,7 @@ from torch import Tensor, nn
 import depgraph
 import pruners
 from cli.output import table
-from depgraph.export import export_program, write_pt2
+from depgraph.exporting.export import export_program, write_pt2
 
 TIMM = {
     "ViT": "vit_tiny_patch16_224",

@@ -24,7 +24,7 @@ from torch import nn
 import depgraph
 import pruners
 from benchmarks.runtimes import PRECISIONS, NotHere, make
-from domains import timing
+from domains.measuring import timing
 
 
 @cache

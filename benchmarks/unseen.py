@@ -24,12 +24,12 @@ import depgraph
 import domains
 import pruners
 from benchmarks.peer import torch_pruning_to
-from cli.calibration import calibrated_with
-from cli.models import example_inputs, load_model
+from cli.options.calibration import calibrated_with
 from cli.output import emit, environment, percent, table, write_json
+from cli.running.models import example_inputs, load_model
 from domains import RECIPES, FinetuneSettings, Split
 from pruners import PRESETS
-from pruners._choices import AUTO
+from pruners.choosing.choices import AUTO
 
 MODEL = "vit_small_patch14_dinov2"
 

@@ -24,8 +24,8 @@ from cli.commands.push_to_hub import push_to_hub
 from cli.commands.report import report
 from cli.commands.run import run
 from cli.commands.sweep import sweep
-from cli.failures import FAILURES, sentence
-from domains.processes import is_main
+from cli.options.failures import FAILURES, sentence
+from domains.running.processes import is_main
 
 
 def program_version() -> str:

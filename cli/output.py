@@ -20,7 +20,7 @@ from cli.escapes import readable
 from cli.verbosity import is_quiet
 from depgraph import DepgraphError
 from depgraph.files import replacing
-from domains.processes import is_main
+from domains.running.processes import is_main
 
 
 def emit(result: dict[str, Any], as_json: bool, *tables: Table) -> None:

@@ -6,7 +6,7 @@ import logging
 
 import click
 
-from domains.processes import is_main
+from domains.running.processes import is_main
 
 LOGGERS = ("depgraph", "pruners", "domains")
 _QUIET = "depgraph-prune.quiet"

@@ -9,17 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from depgraph._collection import collection_paused
-from depgraph._deciding import decisions_noted
-from depgraph._find import is_of_library
-from depgraph._meta import results_kept
-from depgraph._other_calls import other_calls, other_sizes
-from depgraph._placing import without_data
-from depgraph._watch import ready_to_watch
-from depgraph.alongside import other_branches, other_modes
+from depgraph.coupling.alongside import other_branches, other_modes
+from depgraph.coupling.other_calls import other_calls, other_sizes
 from depgraph.errors import DepgraphError
 from depgraph.graph import DependencyGraph
-from depgraph.trace import Trace, trace_forward
+from depgraph.storing.find import is_of_library
+from depgraph.tracing.collection import collection_paused
+from depgraph.tracing.deciding import decisions_noted
+from depgraph.tracing.meta import results_kept
+from depgraph.tracing.placing import without_data
+from depgraph.tracing.trace import Trace, trace_forward
+from depgraph.tracing.watch import ready_to_watch
 
 
 @collection_paused()

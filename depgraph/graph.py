@@ -12,23 +12,23 @@ import networkx as nx
 import torch
 from torch import Tensor, nn
 
-from depgraph import rules  # noqa: F401  (registers the rules)
-from depgraph._collection import collection_paused
-from depgraph._dead import Dead, find_dead_in_modes
-from depgraph._inputs import input_spec, trace_state
-from depgraph._networkx import build_networkx, write_graphml
-from depgraph.aligned import Aligned, aligned_axes, multiples, unaligned
-from depgraph.alongside import walk
-from depgraph.axes import Atom, axis_atoms
-from depgraph.cost import total_params
-from depgraph.empty import needs_a_unit
+from depgraph.costing.cost import total_params
+from depgraph.costing.dead import Dead, find_dead_in_modes
+from depgraph.costing.macs import Macs
+from depgraph.coupling import rules  # noqa: F401  (registers the rules)
+from depgraph.coupling.aligned import Aligned, aligned_axes, multiples, unaligned
+from depgraph.coupling.alongside import walk
+from depgraph.coupling.axes import Atom, axis_atoms
+from depgraph.coupling.empty import needs_a_unit
+from depgraph.coupling.groups import Group, find_groups
+from depgraph.coupling.leads import check_rows, find_leads, has_rows
+from depgraph.coupling.propagate import Propagation
 from depgraph.errors import DepgraphError
-from depgraph.groups import Group, find_groups
-from depgraph.leads import check_rows, find_leads, has_rows
-from depgraph.macs import Macs
 from depgraph.plan import Plan, axis_spec, check_units
-from depgraph.propagate import Propagation
-from depgraph.trace import Trace
+from depgraph.tracing.collection import collection_paused
+from depgraph.tracing.inputs import input_spec, trace_state
+from depgraph.tracing.trace import Trace
+from depgraph.viewing.graphml import build_networkx, write_graphml
 
 
 class DependencyGraph:

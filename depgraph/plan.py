@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from depgraph.axes import Atom, Axis, Concat, kept_indices
+from depgraph.coupling.axes import Atom, Axis, Concat, kept_indices
 from depgraph.errors import DepgraphError
 
 if TYPE_CHECKING:
@@ -143,7 +143,9 @@ class Plan:
         6e-8 of its value at most in float32 and by 4e-3 in bfloat16. Where no weights can be
         proven to do so, the module's forward is generated with the old number.
         """
-        from depgraph.slice import apply_plan  # the slicer needs the graph, which needs plans
+        from depgraph.slicing.slice import (
+            apply_plan,  # the slicer needs the graph, which needs plans
+        )
 
         return apply_plan(self, model, inplace)
 
@@ -184,7 +186,7 @@ class Plan:
         and the embedding must stay whole for it: build the model without
         (``use_mask_token=False``), or trace with an input that uses it.
         """
-        from depgraph.standard import standard_of  # which applies plans
+        from depgraph.storing.standard import standard_of  # which applies plans
 
         return standard_of(self, model)
 

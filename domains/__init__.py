@@ -3,29 +3,30 @@
 The one thing to know: the target domain of a `Split` is read by `evaluate` alone.
 """
 
-from domains import processes, timing
-from domains._epoch import Hooks
-from domains._images import image_size
-from domains._progress import progress_bar
-from domains._state import EpochRow
-from domains.algorithms import ALGORITHMS, ERM, Step, Task, check_algorithm, register
-from domains.checking import DataReport, check_data, evenly
-from domains.digits import write_digits
-from domains.digits_recipe import (
+from domains.data.checking import DataReport, check_data, evenly
+from domains.data.digits import write_digits
+from domains.data.folders import DomainData, Sample, load_domains
+from domains.data.images import image_size
+from domains.data.known import KNOWN, KnownData
+from domains.data.split import Split, leave_one_out
+from domains.data.unpack import DEFAULT_LIMIT, Unpacked, unpack
+from domains.measuring import timing
+from domains.measuring.evaluation import Batches, batches, evaluate, folder_batches
+from domains.recipe import RECIPES, RECOVERY, FinetuneSettings, Recipe, default_recipe, scale_lr
+from domains.running import processes
+from domains.running.progress import progress_bar
+from domains.training.algorithms import ALGORITHMS, ERM, Step, Task, check_algorithm, register
+from domains.training.digits_recipe import (
     DIGITS_MODELS,
     DIGITS_RECIPE,
     DIGITS_RECOVERY,
     DemoModel,
     digits_model,
 )
-from domains.evaluation import Batches, batches, evaluate, folder_batches
-from domains.folders import DomainData, Sample, load_domains
-from domains.known import KNOWN, KnownData
-from domains.recipe import RECIPES, RECOVERY, FinetuneSettings, Recipe, default_recipe, scale_lr
-from domains.split import Split, leave_one_out
-from domains.swad import SWAD
-from domains.training import FinetuneResult, finetune
-from domains.unpack import DEFAULT_LIMIT, Unpacked, unpack
+from domains.training.epoch import Hooks
+from domains.training.finetuning import FinetuneResult, finetune
+from domains.training.state import EpochRow
+from domains.training.swad import SWAD
 
 __all__ = [
     "ALGORITHMS",

@@ -1,25 +1,25 @@
 """Scores units, chooses what stays under a ratio or a budget, and prunes."""
 
 from pruners import schedules
-from pruners._units import reduce_others, sum_over_members
-from pruners.activation import FLAP, Variance, Wanda
-from pruners.allocation import allocate
 from pruners.calibration import measured_latency
-from pruners.domain_aware import COMBINATIONS, DomainAware
-from pruners.fisher import Fisher, GaussNewton, Hessian, Taylor2
-from pruners.geometric_median import FPGM
-from pruners.gradient import Taylor
-from pruners.hutchinson import Hutchinson
-from pruners.latency import LatencyModel
-from pruners.magnitude import L1, L2, Lamp, Random
-from pruners.metrics import METRICS, Metric, make_metric, register
-from pruners.norm_scale import NormScale
-from pruners.obs import OBS, OBSFeatures
+from pruners.choosing.allocation import allocate
+from pruners.choosing.domain_aware import COMBINATIONS, DomainAware
+from pruners.metrics.activation import FLAP, Variance, Wanda
+from pruners.metrics.fisher import Fisher, GaussNewton, Hessian, Taylor2
+from pruners.metrics.geometric_median import FPGM
+from pruners.metrics.hutchinson import Hutchinson
+from pruners.metrics.magnitude import L1, L2, Lamp, Random
+from pruners.metrics.norm_scale import NormScale
+from pruners.metrics.obs import OBS, OBSFeatures
+from pruners.metrics.scoring import samples_wanted, score
 from pruners.presets import PRESETS
 from pruners.pruning import PlannedCut, plan_cut, prune
-from pruners.scoring import samples_wanted, score
+from pruners.registry import METRICS, Metric, make_metric, register
 from pruners.sharded import prune_checkpoint
-from pruners.table import LatencyTable
+from pruners.speed.latency import LatencyModel
+from pruners.speed.table import LatencyTable
+from pruners.statistics.gradient import Taylor
+from pruners.statistics.units import reduce_others, sum_over_members
 
 # In the order in which they are listed to people: the control first, then by what they look at.
 for _metric in (

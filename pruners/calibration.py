@@ -19,10 +19,10 @@ from torch import nn
 
 from depgraph import DependencyGraph, DepgraphError
 from depgraph.files import replacing
-from pruners._choices import AUTO
-from pruners.context import fit_factors, random_sizes
-from pruners.latency import LatencyModel, missing_grids, probes, with_times
-from pruners.table import FORMAT, Device, LatencyTable
+from pruners.choosing.choices import AUTO
+from pruners.speed.context import fit_factors, random_sizes
+from pruners.speed.latency import LatencyModel, missing_grids, probes, with_times
+from pruners.speed.table import FORMAT, Device, LatencyTable
 
 WHOLE_MODELS = 8
 """Random plans that are cut and timed, to tell what ops take within a model."""
@@ -74,8 +74,8 @@ def measured_latency(
     DepgraphError
         For a device that is not there, and a file that is no table, or one of another device.
     """
-    from domains import op_timing
-    from domains._stand import device_name, find_device
+    from domains.measuring import op_timing
+    from domains.measuring.stand import device_name, find_device
 
     where = find_device(device)
     here = Device(
@@ -106,9 +106,9 @@ def measured_latency(
 
 def _factors(latency: LatencyModel, model: nn.Module, progress: bool) -> dict[str, float]:
     """What ops take within a model against alone, from a few of its plans."""
-    from domains._progress import progress_bar
-    from domains.timing import TimingSettings
-    from domains.turns import time_in_turns
+    from domains.measuring.timing import TimingSettings
+    from domains.measuring.turns import time_in_turns
+    from domains.running.progress import progress_bar
 
     graph, device = latency.graph, latency.table.device
     settings = TimingSettings(

@@ -13,19 +13,19 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from depgraph import DependencyGraph, DepgraphError, Plan, trace
-from depgraph.standard import make_standard
-from pruners._choices import AUTO
-from pruners._finite import check_weights
-from pruners.allocation import PER, allocator
-from pruners.basis import align_head_dims
+from depgraph.storing.standard import make_standard
 from pruners.calibration import with_latency
-from pruners.compensation import compensate as refit
-from pruners.gradient import Loss
-from pruners.latency import LatencyModel
-from pruners.metrics import Batch, Metric, make_metric
-from pruners.own import own_choices
-from pruners.scoring import Taken, scored_on, shared_samples
-from pruners.standard import standard_allocator
+from pruners.choosing.allocation import PER, allocator
+from pruners.choosing.choices import AUTO
+from pruners.choosing.own import own_choices
+from pruners.choosing.standard import standard_allocator
+from pruners.metrics.scoring import Taken, scored_on, shared_samples
+from pruners.refitting.basis import align_head_dims
+from pruners.refitting.compensation import compensate as refit
+from pruners.registry import Batch, Metric, make_metric
+from pruners.speed.latency import LatencyModel
+from pruners.statistics.finite import check_weights
+from pruners.statistics.gradient import Loss
 
 DIRECTION_SAMPLES = 512
 """Samples that principal directions are taken of, at most: each needs a backward pass."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from depgraph import DependencyGraph, DepgraphError, Plan
-from pruners._choices import choose_groups, kind_choices
+from pruners.choosing.choices import choose_groups, kind_choices
 
 STRENGTH = 6.0
 """Units to go are shrunk by ``exp(-STRENGTH)``, about 1/400, if no gradient pulls them back."""

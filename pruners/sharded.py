@@ -15,18 +15,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from depgraph import DepgraphError, Plan, trace
-from depgraph._converted import as_named_by
-from depgraph._folder import check_place
-from depgraph.checkpoint import PIECE_BYTES, Checkpoint
 from depgraph.files import replacing
-from depgraph.sharded import ShardedSlicer, stored_names
-from pruners._finite import check_weight
-from pruners.allocation import allocator
+from depgraph.storing.checkpoint import PIECE_BYTES, Checkpoint
+from depgraph.storing.converted import as_named_by
+from depgraph.storing.folder import check_place
+from depgraph.storing.sharded import ShardedSlicer, stored_names
 from pruners.calibration import with_latency
-from pruners.latency import LatencyModel
-from pruners.magnitude import Norm, Random, add_powers
-from pruners.metrics import Metric, make_metric
+from pruners.choosing.allocation import allocator
+from pruners.metrics.magnitude import Norm, Random, add_powers
 from pruners.pruning import with_defaults
+from pruners.registry import Metric, make_metric
+from pruners.speed.latency import LatencyModel
+from pruners.statistics.finite import check_weight
 
 PIECES_AT_ONCE = 4
 """A piece, its numbers in float32, what is cut of it, and the allocator's slack."""

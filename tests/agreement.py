@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import depgraph
-from depgraph._calls import plain
+from depgraph.tracing.calls import plain
 from tests.reference import CannotJudgeError, KeptStatistics, switched_off
 
 T = TypeVar("T")

@@ -11,9 +11,9 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from depgraph import DependencyGraph, Plan
-from depgraph.axes import kept_indices
-from depgraph.propagate import op_name
-from depgraph.rules.reduce import normalises
+from depgraph.coupling.axes import kept_indices
+from depgraph.coupling.propagate import op_name
+from depgraph.coupling.rules.reduce import normalises
 
 NORMS = {"aten.layer_norm", "aten.rms_norm", "aten.group_norm", "aten.instance_norm"}
 

@@ -15,8 +15,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from depgraph import DependencyGraph, Plan
-from depgraph.axes import Atom, Axis, axis_size, kept_indices
-from depgraph.propagate import op_name
+from depgraph.coupling.axes import Atom, Axis, axis_size, kept_indices
+from depgraph.coupling.propagate import op_name
 
 
 class KeptNorm(nn.Module):

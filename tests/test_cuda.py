@@ -17,9 +17,9 @@ import depgraph
 import domains
 import pruners
 from benchmarks.runtimes import PRECISIONS, make
-from domains import timing
-from domains.op_timing import time_ops
-from domains.training_timing import compare_training
+from domains.measuring import timing
+from domains.measuring.op_timing import time_ops
+from domains.measuring.training_timing import compare_training
 from pruners.calibration import measured_latency
 
 DEVICE = "cuda"

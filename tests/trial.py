@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import depgraph
-from depgraph.axes import Atom, axis_atoms
+from depgraph.coupling.axes import Atom, axis_atoms
 from tests.agreement import Agreement, Finding, converted, without_dropout
 from tests.interpret import masked_outputs
 from tests.networks import OTHER_SIZES, Network

@@ -25,8 +25,8 @@ from benchmarks.device.models import DENSE, cuts, dense_model, images_for
 from benchmarks.device.record import Record, Row
 from benchmarks.device.settings import Settings, ViT
 from benchmarks.device.tables import Table, digits, padded
-from domains._sharding import whole
-from domains.timing import TimingSettings, in_turns
+from domains.measuring.timing import TimingSettings, in_turns
+from domains.running.sharding import whole
 
 STEPS = 3
 """Of training, before weights are compared."""

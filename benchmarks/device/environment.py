@@ -18,8 +18,8 @@ from benchmarks.device.record import Record, Row
 from benchmarks.device.settings import Settings
 from benchmarks.device.tables import Table, milliseconds
 from benchmarks.runtimes import PRECISIONS, RUNTIMES, Forward
-from domains._stand import device_name, find_device
-from domains.timing import TimingSettings, in_turns
+from domains.measuring.stand import device_name, find_device
+from domains.measuring.timing import TimingSettings, in_turns
 
 PACKAGES = ("torchvision", "timm", "transformers", "safetensors", "torchao", "triton")
 

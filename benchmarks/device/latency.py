@@ -16,8 +16,8 @@ from benchmarks.device.record import Record, Row
 from benchmarks.device.settings import Case, Settings
 from benchmarks.device.tables import Table, digits, padded
 from benchmarks.runtimes import PRECISIONS, Forward, check_compiler, make
-from domains._stand import room_to_compile
-from domains.timing import TimingSettings, in_turns
+from domains.measuring.stand import room_to_compile
+from domains.measuring.timing import TimingSettings, in_turns
 
 COMPILED = ("0.5 of the MACs",)
 """Cuts that are compiled: each takes as long as all others together."""

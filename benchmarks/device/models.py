@@ -13,11 +13,11 @@ import depgraph
 import pruners
 from benchmarks.device.settings import NAMES, Settings
 from benchmarks.runtimes import PRECISIONS
-from cli.models import example_inputs
+from cli.running.models import example_inputs
 from pruners.calibration import measured_latency, with_latency
-from pruners.latency import LatencyModel
-from pruners.metrics import make_metric
 from pruners.pruning import with_defaults
+from pruners.registry import make_metric
+from pruners.speed.latency import LatencyModel
 
 DENSE = "dense"
 

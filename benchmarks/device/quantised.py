@@ -16,8 +16,8 @@ from benchmarks.device.settings import Settings, ViT
 from benchmarks.device.tables import Table, digits, padded
 from benchmarks.quantised import FORMS
 from benchmarks.runtimes import PRECISIONS, Forward, check_compiler
-from domains._stand import room_to_compile
-from domains.timing import TimingSettings, in_turns
+from domains.measuring.stand import room_to_compile
+from domains.measuring.timing import TimingSettings, in_turns
 
 COMPILED = "torchao int8, bf16, compiled"
 

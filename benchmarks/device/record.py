@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from benchmarks.runtimes import NotHere
-from cli.failures import FAILURES, sentence
+from cli.options.failures import FAILURES, sentence
 from cli.output import note, write_json
 
 FORMAT = 1

@@ -14,9 +14,9 @@ from benchmarks.device.settings import Settings, ViT
 from benchmarks.device.tables import Table, digits, padded
 from benchmarks.latency_model import measure_one
 from benchmarks.runtimes import PRECISIONS
-from domains.timing import TimingSettings
-from pruners.context import random_sizes
-from pruners.latency import LatencyModel
+from domains.measuring.timing import TimingSettings
+from pruners.speed.context import random_sizes
+from pruners.speed.latency import LatencyModel
 
 
 def run(record: Record, settings: Settings) -> None:

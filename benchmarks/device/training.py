@@ -8,8 +8,8 @@ from benchmarks.device.models import DENSE, cuts, dense_model, shape_of
 from benchmarks.device.record import Record, Row
 from benchmarks.device.settings import Settings
 from benchmarks.device.tables import Table, digits, padded
-from domains.timing import TimingSettings
-from domains.training_timing import compare_training
+from domains.measuring.timing import TimingSettings
+from domains.measuring.training_timing import compare_training
 
 
 def run(record: Record, settings: Settings) -> None:

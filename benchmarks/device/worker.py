@@ -24,7 +24,7 @@ import torch
 from benchmarks.device.record import CUT, FAILED, Record
 from benchmarks.device.settings import Settings
 from benchmarks.device.steps import BY_NAME
-from cli.failures import FAILURES, sentence
+from cli.options.failures import FAILURES, sentence
 
 SOFT = 0.85
 """Part of the limit after which a step begins no row."""

@@ -11,15 +11,21 @@ import timm
 from torch import nn
 
 import depgraph
-from cli.models import example_inputs, load_model
-from cli.options import batch_size_option, device_option, json_option, seconds_option, seed_option
+from cli.options.params import present_threads
+from cli.options.shared import (
+    batch_size_option,
+    device_option,
+    json_option,
+    seconds_option,
+    seed_option,
+)
 from cli.output import emit, environment, table
-from cli.params import present_threads
-from cli.saved import dense_of, load_saved, read_record, saved_in
-from cli.speed import PAIRED, speed_says
+from cli.running.models import example_inputs, load_model
+from cli.running.saved import dense_of, load_saved, read_record, saved_in
+from cli.showing.speed import PAIRED, speed_says
 from depgraph import DepgraphError
-from domains import timing
-from domains.training_timing import TrainingTiming, compare_training
+from domains.measuring import timing
+from domains.measuring.training_timing import TrainingTiming, compare_training
 
 
 @click.command()

@@ -11,11 +11,11 @@ from PIL.PngImagePlugin import PngInfo
 from rich.console import Console
 
 import domains
-from cli.made import check_files, force_option
-from cli.options import json_option
+from cli.options.params import Bytes
+from cli.options.shared import json_option
 from cli.output import emit, table, write_bytes
-from cli.params import Bytes
-from cli.sheet import contact_sheet
+from cli.running.made import check_files, force_option
+from cli.showing.sheet import contact_sheet
 from cli.verbosity import progress
 from depgraph.files import MARK
 

@@ -10,17 +10,17 @@ import click
 import torch
 
 import domains
-from cli.html import report_page
-from cli.made import force_option, is_record
-from cli.options import json_option, metric_option, seed_option
+from cli.options.params import Share
+from cli.options.said import metric_and_kinds
+from cli.options.shared import json_option, metric_option, seed_option
 from cli.output import note, write_text
-from cli.params import Share
-from cli.pipeline import run_pipeline
-from cli.said import metric_and_kinds
-from cli.settings import RunSettings
-from cli.shown import show
+from cli.running.made import force_option, is_record
+from cli.running.pipeline import run_pipeline
+from cli.running.settings import RunSettings
+from cli.showing.html import report_page
+from cli.showing.shown import show
 from cli.verbosity import progress
-from domains import timing
+from domains.measuring import timing
 
 
 @click.command()

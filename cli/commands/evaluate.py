@@ -10,8 +10,8 @@ from torch import nn
 
 import depgraph
 import domains
-from cli.models import check_classes, example_inputs
-from cli.options import (
+from cli.options.precision import half
+from cli.options.shared import (
     batch_size_option,
     compute_options,
     data_option,
@@ -21,10 +21,10 @@ from cli.options import (
     split_option,
 )
 from cli.output import emit, percent, table
-from cli.precision import half
-from cli.saved import dense_of, load_saved, read_record, saved_in
+from cli.running.models import check_classes, example_inputs
+from cli.running.saved import dense_of, load_saved, read_record, saved_in
 from cli.verbosity import progress
-from domains import timing
+from domains.measuring import timing
 
 
 @click.command()

@@ -10,17 +10,23 @@ from typing import Any
 
 import click
 
-from cli.made import check_files, force_option, is_own_file
-from cli.models import example_inputs
-from cli.options import batch_size_option, json_option, seconds_option, seed_option
+from cli.options.shared import batch_size_option, json_option, seconds_option, seed_option
 from cli.output import emit, environment, table
-from cli.saved import load_saved
-from cli.served import TOLERANCE, largest_difference, load_served
-from cli.speed import speed_says
+from cli.running.made import check_files, force_option, is_own_file
+from cli.running.models import example_inputs
+from cli.running.saved import load_saved
+from cli.showing.served import TOLERANCE, largest_difference, load_served
+from cli.showing.speed import speed_says
 from depgraph import DepgraphError
-from depgraph.export import NEEDED, export_program, require_packages, write_onnx, write_pt2
+from depgraph.exporting.export import (
+    NEEDED,
+    export_program,
+    require_packages,
+    write_onnx,
+    write_pt2,
+)
 from depgraph.files import replacing_with_company
-from domains import timing
+from domains.measuring import timing
 
 
 @click.command()

@@ -13,8 +13,8 @@ from rich.table import Table
 from torch import nn
 
 import domains
-from cli.made import check_model_place, force_option, holds_model, is_record
-from cli.options import (
+from cli.options.said import algorithm_said
+from cli.options.shared import (
     compute_options,
     data_option,
     json_option,
@@ -26,11 +26,11 @@ from cli.options import (
     track_option,
     training_options,
 )
+from cli.options.tracking import tracked
 from cli.output import check_apart, emit, environment, percent, table, write_json
-from cli.said import algorithm_said
-from cli.saved import compensated_share, load_saved, read_record, save_model, saved_in
-from cli.settings import recovery_settings
-from cli.tracking import tracked
+from cli.running.made import check_model_place, force_option, holds_model, is_record
+from cli.running.saved import compensated_share, load_saved, read_record, save_model, saved_in
+from cli.running.settings import recovery_settings
 from cli.verbosity import progress
 
 

@@ -11,18 +11,18 @@ from torch import Tensor, nn
 import depgraph
 import domains
 import pruners
-from cli.explore import explore
-from cli.html import inspect_page
-from cli.made import check_files, force_option
-from cli.models import check_classes, example_inputs, load_model
-from cli.options import json_option, model_options, seed_option
+from cli.options.params import Share
+from cli.options.shared import json_option, model_options, seed_option
 from cli.output import MACS_NOTE, emit, table, write_text
-from cli.params import Share
+from cli.running.made import check_files, force_option
+from cli.running.models import check_classes, example_inputs, load_model
+from cli.showing.explore import explore
+from cli.showing.html import inspect_page
 from depgraph import DependencyGraph, DepgraphError
 from pruners import METRICS
-from pruners.allocation import allocate
-from pruners.metrics import Metric
-from pruners.scoring import score
+from pruners.choosing.allocation import allocate
+from pruners.metrics.scoring import score
+from pruners.registry import Metric
 
 
 @click.command(epilog=MACS_NOTE)

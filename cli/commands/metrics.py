@@ -9,7 +9,7 @@ import click
 from rich.table import Table
 
 import pruners
-from cli.options import json_option
+from cli.options.shared import json_option
 from cli.output import emit
 
 

@@ -11,13 +11,14 @@ from click.core import ParameterSource
 import depgraph
 import domains
 import pruners
-from cli.across import across_domains as across
-from cli.across import check_across
-from cli.calibration import CALIBRATION, calibrated_with, is_folder, reads_labels
-from cli.latency import predicted
-from cli.made import check_model_place, force_option
-from cli.models import check_classes, example_inputs, load_model
-from cli.options import (
+from cli.options.across import across_domains as across
+from cli.options.across import check_across
+from cli.options.calibration import CALIBRATION, calibrated_with, is_folder, reads_labels
+from cli.options.latency import predicted
+from cli.options.params import Bytes
+from cli.options.precision import with_precision
+from cli.options.said import budget, clock, compensation, metric_and_kinds
+from cli.options.shared import (
     compute_options,
     json_option,
     optional_model_options,
@@ -28,12 +29,11 @@ from cli.options import (
     split_option,
 )
 from cli.output import MACS_NOTE, check_apart
-from cli.params import Bytes
-from cli.precision import with_precision
-from cli.pruned import report
-from cli.said import budget, clock, compensation, metric_and_kinds
-from cli.saved import save_model
-from cli.sharded import prune_sharded
+from cli.running.made import check_model_place, force_option
+from cli.running.models import check_classes, example_inputs, load_model
+from cli.running.pruned import report
+from cli.running.saved import save_model
+from cli.running.sharded import prune_sharded
 from cli.verbosity import progress
 from depgraph import DepgraphError
 

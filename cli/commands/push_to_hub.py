@@ -10,14 +10,14 @@ from typing import Any
 import click
 import huggingface_hub
 
-from cli.card import model_card, parent_licence, records
-from cli.made import force_option
-from cli.options import json_option
+from cli.options.shared import json_option
 from cli.output import emit, environment, table, write_text
-from cli.saved import load_saved, saved_in
+from cli.running.made import force_option
+from cli.running.saved import load_saved, saved_in
+from cli.showing.card import model_card, parent_licence, records
 from depgraph import DepgraphError
-from depgraph.checkpoint import INDEX, weight_files
 from depgraph.files import replacing
+from depgraph.storing.checkpoint import INDEX, weight_files
 
 
 @click.command("push-to-hub")

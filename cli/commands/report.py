@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from cli.made import check_files, force_option
-from cli.options import json_option
+from cli.options.shared import json_option
 from cli.output import emit, table, write_text
 from cli.reports import write
 from cli.reports.average import Line, Mean, line
 from cli.reports.collect import collect
-from cli.speed import speed_says
+from cli.running.made import check_files, force_option
+from cli.showing.speed import speed_says
 
 
 @click.command()

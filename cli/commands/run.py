@@ -11,11 +11,19 @@ import click
 from torch import nn
 
 import domains
-from cli.across import check_across
-from cli.html import report_page
-from cli.made import force_option
-from cli.models import check_classes
-from cli.options import (
+from cli.options.across import check_across
+from cli.options.params import Number
+from cli.options.precision import half
+from cli.options.said import (
+    BUDGETS,
+    algorithm_said,
+    budget,
+    clock,
+    compensation,
+    metric_and_kinds,
+)
+from cli.options.schedules import STEP_EPOCHS, STEPS, Schedule
+from cli.options.shared import (
     batch_size_option,
     compute_options,
     data_option,
@@ -34,25 +42,17 @@ from cli.options import (
     training_options,
 )
 from cli.output import check_apart, write_text
-from cli.params import Number
-from cli.pipeline import run_pipeline
-from cli.precision import half
-from cli.rows import finished_row
-from cli.said import (
-    BUDGETS,
-    algorithm_said,
-    budget,
-    clock,
-    compensation,
-    metric_and_kinds,
-)
-from cli.saved import load_saved
-from cli.schedules import STEP_EPOCHS, STEPS, Schedule
-from cli.settings import RunSettings, adapted
-from cli.shown import show
-from cli.starts import TIMM, Start
+from cli.running.made import force_option
+from cli.running.models import check_classes
+from cli.running.pipeline import run_pipeline
+from cli.running.rows import finished_row
+from cli.running.saved import load_saved
+from cli.running.settings import RunSettings, adapted
+from cli.running.starts import TIMM, Start
+from cli.showing.html import report_page
+from cli.showing.shown import show
 from cli.verbosity import progress
-from domains import timing
+from domains.measuring import timing
 
 
 @click.command()

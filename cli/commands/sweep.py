@@ -14,10 +14,10 @@ import click
 from rich.progress import Progress
 
 import domains
-from cli.made import force_option
-from cli.options import json_option
+from cli.options.shared import json_option
 from cli.output import check_apart, command_line, emit, note, table
-from cli.run_stages import dense_identity
+from cli.running.made import force_option
+from cli.running.run_stages import dense_identity
 from cli.sweeps.grid import Grid, read_grid
 from cli.sweeps.work import (
     ERROR,

@@ -16,9 +16,9 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from cli.kept import START, kept
 from cli.reports.collect import Kind, Result
 from cli.reports.paper import Cited, cited
+from cli.running.kept import START, kept
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from cli.escapes import readable
-from cli.kept import START, kept
 from cli.output import note
 from cli.reports.expected import is_result
-from cli.settings import CONTROLS
+from cli.running.kept import START, kept
+from cli.running.settings import CONTROLS
 from depgraph import DepgraphError
-from depgraph._files import read_text
+from depgraph.storing.reading import read_text
 from pruners import METRICS
 
 _VARIED = ("model", "share", "seed", "control", "timing", "device", "dense_from", "weights")

@@ -12,10 +12,10 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from cli.drawing import INK, STYLE, WIDTH, svg
-from cli.kept import start
 from cli.reports.average import Line
 from cli.reports.collect import Kind, Result
+from cli.running.kept import start
+from cli.showing.drawing import INK, STYLE, WIDTH, svg
 
 _PALETTE = (
     "#4c8dd6",

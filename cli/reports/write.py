@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from cli import escapes
-from cli.html import html_environment
 from cli.output import environment
 from cli.reports import plots
 from cli.reports.average import COLUMNS, Line, Mean
 from cli.reports.collect import Found, Kind, Result
 from cli.reports.paper import PACS, SOURCE
+from cli.showing.html import html_environment
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cli.said import BUDGETS
-from cli.settings import CONTROLS
+from cli.options.said import BUDGETS
+from cli.running.settings import CONTROLS
 from cli.sweeps.options import is_list, run_options
 from depgraph import DepgraphError
 from pruners import METRICS
-from pruners._choices import check_choice
+from pruners.choosing.choices import check_choice
 
 _PLURALS = {
     "models": "model",

@@ -21,13 +21,13 @@ from filelock import FileLock
 
 import domains
 from cli.commands.run import Job, make_job
-from cli.failures import FAILURES, sentence
-from cli.made import is_record
+from cli.options.failures import FAILURES, sentence
 from cli.output import note, write_json, write_text
-from cli.pipeline import run_pipeline, train_dense
-from cli.saved import check_saved
-from cli.settings import controlled
-from cli.starts import DIGITS, TIMM
+from cli.running.made import is_record
+from cli.running.pipeline import run_pipeline, train_dense
+from cli.running.saved import check_saved
+from cli.running.settings import controlled
+from cli.running.starts import DIGITS, TIMM
 from cli.sweeps.grid import Cell
 from cli.sweeps.options import arguments, parsed
 from depgraph import DepgraphError

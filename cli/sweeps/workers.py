@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-from cli.failures import sentence
+from cli.options.failures import sentence
 from cli.sweeps.grid import Cell
 from cli.sweeps.work import Outcome, Place, dense_directory, fail, work_on_dense, work_on_run
 from depgraph import DepgraphError

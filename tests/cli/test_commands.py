@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 import depgraph
-from domains import op_timing
+from domains.measuring import op_timing
 from tests.cli.conftest import TINY, Invoke
 
 QUICK = ["--epochs=1", "--dense-epochs=1", "--batch-size=6", "--bench-seconds=0.1"]

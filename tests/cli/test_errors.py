@@ -294,7 +294,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("depgraph.store.save_file", full)
+    monkeypatch.setattr("depgraph.storing.store.save_file", full)
     args = ["--metric=l2", "--out", tmp_path / "small"]
     failed(invoke("prune", *TINY, *args), "No space left")
     assert list(tmp_path.iterdir()) == []

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import depgraph
-from cli.explore import block_of, explore
+from cli.showing.explore import block_of, explore
 from tests.cli.conftest import TINY, Invoke
 from tests.depgraph.models import images, tiny
 

@@ -12,7 +12,7 @@ import timm
 import torch
 
 import depgraph
-from depgraph.export import export_program, write_onnx, write_pt2
+from depgraph.exporting.export import export_program, write_onnx, write_pt2
 from tests.cli.conftest import Invoke
 from tests.depgraph.models import images, tiny
 
@@ -81,7 +81,7 @@ def test_large_weights_go_to_a_file_of_their_own(
 ) -> None:
     import onnxruntime
 
-    monkeypatch.setattr("depgraph.export._ONE_FILE", 1000)
+    monkeypatch.setattr("depgraph.exporting.export._ONE_FILE", 1000)
     model = tiny()
     write_onnx(export_program(model, images())[0], tmp_path / "m.onnx")
     assert {path.name for path in tmp_path.iterdir()} == {"m.onnx", "m.onnx.data"}
@@ -98,7 +98,7 @@ def test_without_onnx_the_extra_is_named(
         return None if name.startswith("onnx") else found(name, *args)
 
     found = importlib.util.find_spec
-    monkeypatch.setattr("depgraph.export.find_spec", find)
+    monkeypatch.setattr("depgraph.exporting.export.find_spec", find)
     result = invoke("export", tmp_path, "--format=onnx")
     assert result.exit_code == 1 and "depgraph-prune[export]" in result.stderr
 
@@ -107,7 +107,7 @@ def test_a_difference_is_refused_and_nothing_is_left(
     invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_pruned("vit_base_patch16_224", tmp_path / "small")
-    monkeypatch.setattr("cli.served.TOLERANCE", -1.0)
+    monkeypatch.setattr("cli.showing.served.TOLERANCE", -1.0)
     out = tmp_path / "served" / "model.pt2"
     result = invoke("export", tmp_path / "small", "--format=pt2", "--out", out)
     assert result.exit_code == 1 and "differ" in result.stderr

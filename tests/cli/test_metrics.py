@@ -3,8 +3,8 @@ from __future__ import annotations
 import json
 
 import pruners
-from cli.precision import with_precision
-from pruners.metrics import METRICS
+from cli.options.precision import with_precision
+from pruners.registry import METRICS
 from tests.cli.conftest import Invoke
 
 

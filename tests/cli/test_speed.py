@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.speed import speed_says
+from cli.showing.speed import speed_says
 from tests.cli.conftest import TINY, Invoke
 from tests.cli.test_report import result, write
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from accelerate import tracking
 
-from cli.tracking import tracked
+from cli.options.tracking import tracked
 from domains import EpochRow
 from tests.cli.conftest import TINY, Invoke
 

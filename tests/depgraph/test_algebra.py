@@ -6,8 +6,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from depgraph.algebra import Algebra
-from depgraph.axes import Atom, Axis, Concat, axis_atoms, axis_size, kept_indices, unit_positions
+from depgraph.coupling.algebra import Algebra
+from depgraph.coupling.axes import (
+    Atom,
+    Axis,
+    Concat,
+    axis_atoms,
+    axis_size,
+    kept_indices,
+    unit_positions,
+)
 
 
 def test_a_view_splits_a_dimension_everywhere_at_once() -> None:

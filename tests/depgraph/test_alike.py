@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, fx, nn
 
 import depgraph
-from depgraph._blocks import mapped
-from depgraph.trace import Trace, trace_forward
+from depgraph.tracing.blocks import mapped
+from depgraph.tracing.trace import Trace, trace_forward
 
-trace_module = sys.modules["depgraph.trace"]
+trace_module = sys.modules["depgraph.tracing.trace"]
 
 
 def everything(traced: Trace) -> list[Any]:

@@ -13,9 +13,10 @@ import timm
 import torch
 
 import depgraph
-from depgraph import _bounded, store
-from depgraph._bounded import bounded
-from depgraph._masks import _reshaped
+from depgraph.rescaling.masks import _reshaped
+from depgraph.storing import bounded as _bounded
+from depgraph.storing import store
+from depgraph.storing.bounded import bounded
 
 
 def endless() -> None:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import depgraph
-from depgraph._deciding import decisions_noted
+from depgraph.tracing.deciding import decisions_noted
 from tests.reference import masked, random_units, randomise
 
 

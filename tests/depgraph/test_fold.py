@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import depgraph
-from depgraph.export import export_program
+from depgraph.exporting.export import export_program
 from tests.depgraph.models import WrittenOut, images, tiny
 
 

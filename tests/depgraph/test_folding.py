@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import depgraph
-from depgraph._folding import _KEPT
+from depgraph.rewriting.constants import _KEPT
 from tests.depgraph.models import images, tiny
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import depgraph
-from depgraph._networkx import write_graphml
+from depgraph.viewing.graphml import write_graphml
 from tests.depgraph.models import TINY, images, tiny
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import depgraph
-from depgraph.propagate import RULES
+from depgraph.coupling.propagate import RULES
 from tests.depgraph.models import WrittenOut, images, tiny
 from tests.reference import masked, relative_difference
 

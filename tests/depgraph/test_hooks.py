@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import depgraph
-from depgraph._hooks import only_looks_on
+from depgraph.tracing.hooks import only_looks_on
 from tests.reference import masked, randomise, relative_difference
 
 SEEN: list[Any] = []

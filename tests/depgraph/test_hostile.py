@@ -18,8 +18,8 @@ from torch import nn
 
 import depgraph
 from benchmarks.folders import mutate, outcome, save_all, watched
-from depgraph._files import checksum
-from depgraph.checkpoint import INDEX
+from depgraph.storing.checkpoint import INDEX
+from depgraph.storing.reading import checksum
 
 TIMM = {"library": "timm", "name": "test_vit"}
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import depgraph
-from depgraph.axes import Atom, Axis, axis_size
+from depgraph.coupling.axes import Atom, Axis, axis_size
 from tests.networks import KINDS, Network
 from tests.reference import masked_output, randomise, relative_difference
 from tests.trial import Failure, examine, try_model, try_network
@@ -161,7 +161,7 @@ def test_a_table_that_another_size_takes_whole_is_no_difference() -> None:
 
 
 def test_a_trial_notices_a_wrong_index(monkeypatch: pytest.MonkeyPatch):
-    from depgraph import _slicer as slicer
+    from depgraph.slicing import slicer
 
     right = slicer.kept_indices
 

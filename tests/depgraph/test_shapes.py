@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from depgraph._shapes import quick_result, quick_write
+from depgraph.tracing.shapes import quick_result, quick_write
 
 aten = torch.ops.aten
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import depgraph
-from depgraph import store
+from depgraph.storing import store
 from tests.depgraph.models import TINY, Tied, images, tiny
 
 
@@ -385,7 +385,7 @@ def test_a_failed_save_keeps_what_was_there(
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("depgraph.store.save_file", full)
+    monkeypatch.setattr("depgraph.storing.store.save_file", full)
     with pytest.raises(depgraph.DepgraphError, match="No space left"):
         depgraph.save(pruned(), tmp_path / "model")
     assert torch.equal(depgraph.load(tmp_path / "model")(images()), expected)
@@ -400,7 +400,7 @@ def test_a_file_that_does_not_hold_what_was_written_is_not_put_in_place(
     def flipped(tensors: dict[str, Tensor], path: Path, **kwargs: Any) -> None:
         real({name: tensor + 1 for name, tensor in tensors.items()}, path, **kwargs)
 
-    monkeypatch.setattr("depgraph.store.save_file", flipped)
+    monkeypatch.setattr("depgraph.storing.store.save_file", flipped)
     with pytest.raises(depgraph.DepgraphError, match="does not come back"):
         depgraph.save(tiny(), tmp_path / "model")
     assert not (tmp_path / "model").exists()

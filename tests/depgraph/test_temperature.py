@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import depgraph
-from pruners.compensation import compensate
+from pruners.refitting.compensation import compensate
 from tests.depgraph.models import images, tiny
 from tests.interpret import masked_outputs
 from tests.reference import random_units, randomise, relative_difference

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import depgraph
-from depgraph.trace import shape, trace_forward
+from depgraph.tracing.trace import shape, trace_forward
 from tests.depgraph.models import Tied, images, tiny
 
 

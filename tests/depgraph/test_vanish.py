@@ -170,6 +170,6 @@ def test_a_bias_in_a_norm_between_heads_and_their_product_freezes_heads_only():
 
 
 def test_the_judge_would_notice_a_sum_that_is_not_frozen(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("depgraph.alongside.freeze_mixed_sums", lambda p: None)
+    monkeypatch.setattr("depgraph.coupling.alongside.freeze_mixed_sums", lambda p: None)
     with pytest.raises(Failure, match="differs by"):
         exact(LinearAttention(torch.sigmoid))

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 import depgraph
-from depgraph.work import batch_atoms, work_of
+from depgraph.costing.work import batch_atoms, work_of
 from tests.depgraph.models import images, tiny
 
 

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from depgraph import DepgraphError
-from domains import Split, finetune, leave_one_out, load_domains, processes
-from domains._device import accelerator, gathered
-from domains._epoch import EpochRunner
-from domains._sharding import OPTIMIZERS, shard
-from domains._state import EpochRow, TrainState
+from domains import Split, finetune, leave_one_out, load_domains
+from domains.running import processes
+from domains.running.device import accelerator, gathered
+from domains.running.sharding import OPTIMIZERS, shard
+from domains.training.epoch import EpochRunner
+from domains.training.state import EpochRow, TrainState
 from tests.domains.conftest import TinyNet
 from tests.domains.shared_training import settings_of, small_model, train
 

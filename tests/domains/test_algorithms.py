@@ -5,8 +5,8 @@ import torch
 
 from depgraph import DepgraphError
 from domains import ALGORITHMS, ERM, FinetuneSettings, Step, Task, batches, finetune, register
-from domains._features import Features
-from domains.algorithms import CORAL, GroupDRO, Mixup, make_algorithm
+from domains.training.algorithms import CORAL, GroupDRO, Mixup, make_algorithm
+from domains.training.features import Features
 
 TASK = Task(num_classes=3, num_domains=2, steps_per_epoch=10, batch_size=4)
 DOMAINS = torch.tensor([0, 1, 0, 1, 0, 1])

@@ -6,7 +6,7 @@ from PIL import Image
 from benchmarks.synthetic import write_synthetic
 from depgraph import DepgraphError
 from domains import KNOWN, check_data
-from domains.known import KnownData
+from domains.data.known import KnownData
 
 
 @pytest.fixture

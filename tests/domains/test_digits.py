@@ -9,7 +9,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from depgraph import DepgraphError
 from domains import digits, load_domains, write_digits
-from domains._images import read_image
+from domains.data.images import read_image
 
 DOMAINS = ("outline", "photo", "poster", "scan")
 

@@ -5,7 +5,7 @@ from PIL import Image
 from torch import nn
 
 from domains import FinetuneSettings, image_size
-from domains._images import eval_transform, read_all, read_image, train_transform
+from domains.data.images import eval_transform, read_all, read_image, train_transform
 
 
 def test_transparent_parts_are_laid_over_white(tmp_path):

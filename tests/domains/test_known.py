@@ -1,7 +1,7 @@
 import pytest
 
 from domains import KNOWN
-from domains.known import plain, recognise
+from domains.data.known import plain, recognise
 
 
 @pytest.mark.parametrize("known", KNOWN.values(), ids=KNOWN)

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from domains import FinetuneSettings
-from domains._images import train_transform
-from domains._loading import ImageDataset, TrainOrder, interleave, train_loader, train_pools
+from domains.data.images import train_transform
+from domains.data.loading import ImageDataset, TrainOrder, interleave, train_loader, train_pools
 
 
 def draws(order: TrainOrder, epoch: int) -> list[list[tuple[int, int]]]:

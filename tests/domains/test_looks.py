@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from domains import FinetuneSettings
-from domains._features import Features
-from domains._images import eval_transform, train_transform
-from domains._loading import ImageDataset, domain_numbers
-from domains._random import seeded
-from domains.looks import LOOKS, MIXES, TO_TRAIN, in_random_look
+from domains.data.images import eval_transform, train_transform
+from domains.data.loading import ImageDataset, domain_numbers
+from domains.data.looks import LOOKS, MIXES, TO_TRAIN, in_random_look
+from domains.running.random import seeded
+from domains.training.features import Features
 
 
 def pixels() -> Tensor:

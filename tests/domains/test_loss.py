@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from domains import FinetuneSettings
-from domains._loss import Distillation, sample_losses
+from domains.training.loss import Distillation, sample_losses
 
 LABELS = torch.tensor([0, 1, 2, 1])
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from depgraph import DepgraphError
-from domains.op_timing import time_ops
+from domains.measuring.op_timing import time_ops
 
 CONV = json.dumps({"kernel": [3, 3], "stride": [1, 1], "padding": [1, 1], "dilation": [1, 1]})
 NORM = {"op": "aten.layer_norm.default", "args": ["all", ["width"], "column", "column", 1e-6]}

@@ -11,8 +11,8 @@ import torch
 
 from depgraph import DepgraphError
 from domains import leave_one_out, load_domains
-from domains._device import accelerator
-from domains._loading import TrainOrder
+from domains.data.loading import TrainOrder
+from domains.running.device import accelerator
 from tests.domains.conftest import MakeTree
 from tests.domains.shared_training import VARIANTS, train, train_all
 

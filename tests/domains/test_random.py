@@ -3,7 +3,7 @@ import random
 import numpy as np
 import torch
 
-from domains._random import derive_seed, seeded
+from domains.running.random import derive_seed, seeded
 
 
 def draw() -> tuple[float, float, float]:

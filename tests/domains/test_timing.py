@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
-import domains.timing as timing
+import domains.measuring.timing as timing
 from depgraph import DepgraphError
-from domains._paired import paired
-from domains.timing import TimingSettings, compare
+from domains.measuring.paired import paired
+from domains.measuring.timing import TimingSettings, compare
 
 QUICK = TimingSettings(seconds=0, min_rounds=2, warmup_rounds=1)
 

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from depgraph import DepgraphError
-from domains.timing import TimingSettings
-from domains.training_timing import compare_training
+from domains.measuring.timing import TimingSettings
+from domains.measuring.training_timing import compare_training
 
 QUICK = TimingSettings(batch_size=2, seconds=0, min_rounds=2, warmup_rounds=1)
 

@@ -11,7 +11,7 @@ from PIL import Image
 from benchmarks.synthetic import write_synthetic
 from depgraph import DepgraphError
 from domains import KNOWN, load_domains, unpack
-from domains.unpack import MANIFEST
+from domains.data.unpack import MANIFEST
 from tests.domains.copies import BAD_NAMES, files_of, hdf5, png, tarred, zipped
 
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 import depgraph
-from pruners.attention import find_attentions
-from pruners.basis import align_head_dims
-from pruners.compensation import compensate
+from pruners.refitting.basis import align_head_dims
+from pruners.refitting.compensation import compensate
+from pruners.statistics.attention import find_attentions
 from tests.depgraph.models import images, tiny
 from tests.reference import randomise, relative_difference
 

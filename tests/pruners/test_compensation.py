@@ -12,8 +12,8 @@ from torch import Tensor, nn
 import depgraph
 import pruners
 from depgraph import DepgraphError
-from pruners._fit import Fit
-from pruners.compensation import compensate
+from pruners.refitting.compensation import compensate
+from pruners.refitting.fit import Fit
 from tests.depgraph.models import images, tiny
 from tests.reference import randomise, state
 

@@ -6,7 +6,7 @@ from torch import nn
 
 import depgraph
 from depgraph import DepgraphError
-from pruners.allocation import allocate
+from pruners.choosing.allocation import allocate
 from tests.depgraph.models import images, tiny
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 import depgraph
 import pruners
 from depgraph import DepgraphError
-from pruners.domain_aware import best_combination, combine_scores
+from pruners.choosing.domain_aware import best_combination, combine_scores
 
 Data = dict[str, list[tuple[Tensor, Tensor]]]
 

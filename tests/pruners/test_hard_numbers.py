@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 import depgraph
 import pruners
-from pruners._finite import is_finite
-from pruners._fit import Fit
-from pruners._solving import roots, solve_moments
-from pruners.metrics import Batch
+from pruners.refitting.fit import Fit
+from pruners.registry import Batch
+from pruners.statistics.finite import is_finite
+from pruners.statistics.solving import roots, solve_moments
 
 Change = Callable[[nn.Module], object]
 

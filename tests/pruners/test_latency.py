@@ -11,15 +11,15 @@ import torch
 import depgraph
 import pruners
 from depgraph import DepgraphError
-from depgraph.work import Job
-from domains import op_timing
-from domains.timing import TimingSettings
-from domains.turns import time_in_turns
+from depgraph.costing.work import Job
+from domains.measuring import op_timing
+from domains.measuring.timing import TimingSettings
+from domains.measuring.turns import time_in_turns
 from pruners import LatencyModel, LatencyTable
 from pruners.calibration import measured_latency
-from pruners.context import fit_factors
-from pruners.latency import missing_grids, probes, spread, with_times
-from pruners.table import Device, Grid, alignment
+from pruners.speed.context import fit_factors
+from pruners.speed.latency import missing_grids, probes, spread, with_times
+from pruners.speed.table import Device, Grid, alignment
 from tests.depgraph.models import images, tiny
 
 HERE = Device("cpu", "synthetic", 1, "float32", "2.6")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import depgraph
 import pruners
-from pruners._units import reduce_others, sum_over_members
+from pruners.statistics.units import reduce_others, sum_over_members
 from tests.depgraph.models import images, tiny
 from tests.pruners.networks import gated
 

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 import depgraph
 import pruners
-from pruners import obs
-from pruners.moments import EVENNESS, Moments, layer_moments
+from pruners.metrics import obs
+from pruners.statistics.moments import EVENNESS, Moments, layer_moments
 from tests.depgraph.models import images, tiny
 from tests.reference import randomise, state
 

@@ -10,7 +10,7 @@ import depgraph
 import pruners
 from depgraph import DepgraphError
 from pruners import PRESETS
-from pruners.compensation import compensate
+from pruners.refitting.compensation import compensate
 from tests.depgraph.models import images, tiny
 from tests.reference import randomise, state
 

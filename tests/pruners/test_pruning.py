@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import depgraph
 import pruners
-from pruners.metrics import METRICS
+from pruners.registry import METRICS
 from tests.depgraph.models import TINY, images, tiny
 
 

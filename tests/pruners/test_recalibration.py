@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 import depgraph
 import pruners
-from pruners.compensation import compensate
+from pruners.refitting.compensation import compensate
 from tests.pruners.networks import batches, network
 from tests.reference import state
 

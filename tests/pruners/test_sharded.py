@@ -14,8 +14,8 @@ from torch import nn
 
 import depgraph
 import pruners
-from cli.structures import load_structure
-from depgraph.checkpoint import INDEX, Checkpoint, index_text, write_shard
+from cli.running.structures import load_structure
+from depgraph.storing.checkpoint import INDEX, Checkpoint, index_text, write_shard
 from tests.depgraph.models import Tied, images, tiny
 
 
@@ -41,7 +41,7 @@ def structure(name: str = "vit_base_patch16_224") -> nn.Module:
 def test_it_gives_what_pruning_in_memory_gives(
     name: str, metric: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("depgraph.checkpoint.PIECE_BYTES", 512)  # many pieces of each tensor
+    monkeypatch.setattr("depgraph.storing.checkpoint.PIECE_BYTES", 512)  # many pieces
     model = tiny(name)
     expected, plan = pruners.prune(model, images(), metric, 0.5)
     source = in_shards(model, tmp_path / "dense")

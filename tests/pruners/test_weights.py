@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import depgraph
 import pruners
-from pruners.norm_scale import scales_of
+from pruners.metrics.norm_scale import scales_of
 from tests.depgraph.models import images, tiny
 from tests.pruners.networks import network
 
@@ -55,7 +55,7 @@ def test_lamp_is_ranked_without_normalisation_unless_told() -> None:
 def test_fpgm_is_the_sum_of_the_distances_to_all_other_units(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pruners.geometric_median.BLOCK", 5)
+    monkeypatch.setattr("pruners.metrics.geometric_median.BLOCK", 5)
     model, inputs = network(name)
     graph = depgraph.trace(model, inputs[:2])
     scores = pruners.score(model, graph, "fpgm")
