@@ -83,17 +83,17 @@ def prune(
     num_samples : int, optional
         Samples to score with, 64 by default (256 for ``"obs"``).
     compensate : bool, "readers" or "means", optional
-        Turn the head dims to principal directions first (`pruners.basis`), and refit the layers
-        that the cut reaches afterwards (`pruners.compensation`). By default where there are
+        Turn the head dims to principal directions first (`refitting.basis`), and refit the layers
+        that the cut reaches afterwards (`refitting.compensation`). By default where there are
         batches. Without it the result computes exactly what the model computes with the units
-        switched off. ``"readers"``: refit the layers that lost inputs alone. ``"means"``: move their
-        biases alone, so that the means of all outputs stay.
+        switched off. ``"readers"``: refit the layers that lost inputs alone. ``"means"``: move
+        their biases alone, so that the means of all outputs stay.
     num_calibration : int, optional
         Samples to compensate with; 256 by default, or as many as there are.
     calibration : iterable of (inputs, targets), optional
         What to compensate with in place of `batches`; the targets are not read.
     per_head : bool
-        Let each head keep head dims of its own, as many as the others (`pruners.own`). Principal
+        Let each head keep head dims of its own, as many as the others (`choosing.own`). Principal
         directions are each head's own already: only without compensation.
     standard : bool
         Cut so that a stock library's constructor builds the result (`depgraph.Plan.standard`): as

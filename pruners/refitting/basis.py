@@ -48,7 +48,7 @@ def align_head_dims(
     Returns
     -------
     list of Attention
-        Those that were turned. Left out: see `pruners.attention.find_attentions`, and those whose
+        Those that were turned. Left out: see `statistics.attention`, and those whose
         layers run within one function of torch (`nn.MultiheadAttention`), where they are not seen.
 
     Notes

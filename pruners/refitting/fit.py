@@ -77,7 +77,7 @@ class Fit:
         bias : Tensor (out,) or None
             None: the layer has none, and gets none.
         damping : float
-            See `pruners.compensation.compensate`.
+            See `refitting.compensation.compensate`.
 
         Returns
         -------
