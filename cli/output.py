@@ -18,6 +18,7 @@ from rich.table import Table
 
 from cli.escapes import readable
 from cli.verbosity import is_quiet
+from cli.version import program_version
 from depgraph import DepgraphError
 from depgraph.files import replacing
 from domains.running.processes import is_main
@@ -123,8 +124,6 @@ def command_line() -> str:
 
 def environment() -> dict[str, Any]:
     """Versions, device and command line, to be able to make a result again."""
-    from cli.main import program_version
-
     cuda = torch.cuda.is_available()
     return {
         "command": command_line(),

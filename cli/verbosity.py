@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
 
 import click
 
-from domains.running.processes import is_main
-
 LOGGERS = ("depgraph", "pruners", "domains")
 _QUIET = "depgraph-prune.quiet"
+
+
+def speaks() -> bool:
+    """Whether this is the process of a run that reports, as `domains.running.processes` has it."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 class _Handler(logging.Handler):
@@ -17,7 +21,7 @@ class _Handler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line."""
-        if is_main():
+        if speaks():
             click.echo(self.format(record), err=True)
 
 

@@ -13,7 +13,6 @@ from depgraph.coupling.alongside import other_branches, other_modes
 from depgraph.coupling.other_calls import other_calls, other_sizes
 from depgraph.errors import DepgraphError
 from depgraph.graph import DependencyGraph
-from depgraph.storing.find import is_of_library
 from depgraph.tracing.collection import collection_paused
 from depgraph.tracing.deciding import decisions_noted
 from depgraph.tracing.meta import results_kept
@@ -73,8 +72,7 @@ def trace(model: nn.Module, example_inputs: Any) -> DependencyGraph:
     others = (*modes, *(other_sizes(model, traced, decides) if decides.made else ()))
     calls = other_calls(model, traced, (*others, *branches))
     graph = DependencyGraph(traced, (*others, *calls), branches)
-    if is_of_library(model):
-        graph.origin = without_data(model)
+    graph.origin = without_data(model)
     return graph
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from depgraph import DepgraphError
+from depgraph.errors import DepgraphError
 
 FAILURES = (
     OSError,

@@ -1,4 +1,4 @@
-"""Options of `run` by their names in a file: turned into its own command line, and checked by it.
+"""Options of `run` by their names in a file: turned into a command line, and checked as its own.
 
 So whatever option `run` has is an option of a sweep, with the same checks and defaults.
 """
@@ -10,16 +10,22 @@ from typing import Any
 
 import click
 
-from cli.commands.run import run
+from cli.options.of_run import options_of_run
 from depgraph import DepgraphError
 
-_PLACES = ("data", "out", "force", "resume", "track", "as_json", "verbose", "quiet")
+_PLACES = ("data",)
 """Options of `run` that say where, not what."""
+
+
+@click.command("run")
+@options_of_run
+def _run(**options: Any) -> None:
+    """What `run` does is not done here: its options are parsed alone."""
 
 
 def run_options() -> dict[str, click.Parameter]:
     """The options of `run` that decide what it does, by name; `model_name` is its argument."""
-    return {p.name: p for p in run.params if p.name is not None and p.name not in _PLACES}
+    return {p.name: p for p in _run.params if p.name is not None and p.name not in _PLACES}
 
 
 def is_list(name: str) -> bool:
@@ -61,16 +67,16 @@ def _words(option: click.Option, value: Any) -> list[str]:
 
 
 def parsed(options: Mapping[str, Any]) -> dict[str, Any]:
-    """All options of `run`, defaults filled in, as `cli.commands.run.make_job` takes them.
+    """All options of `run`, defaults filled in, as `cli.running.job.make_job` takes them.
 
     Raises
     ------
     DepgraphError
         For what `run` would refuse.
     """
-    words = [*arguments(options), "--data=.", "--out=."]
+    words = [*arguments(options), "--data=."]
     try:
-        context = run.make_context("run", words)
+        context = _run.make_context("run", words)
     except click.ClickException as error:
         raise DepgraphError(error.format_message()) from error
     return {name: value for name, value in context.params.items() if name not in _PLACES}

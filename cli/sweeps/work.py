@@ -20,9 +20,9 @@ import torch
 from filelock import FileLock
 
 import domains
-from cli.commands.run import Job, make_job
 from cli.options.failures import FAILURES, sentence
 from cli.output import note, write_json, write_text
+from cli.running.job import Job, make_job
 from cli.running.made import is_record
 from cli.running.pipeline import run_pipeline, train_dense
 from cli.running.saved import check_saved

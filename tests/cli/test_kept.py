@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from matplotlib.axes import Axes
 
-from cli import kept
+from cli.running import kept
 from cli.showing import figures
 from tests.cli.conftest import TINY, Invoke
 from tests.cli.test_report import result, write

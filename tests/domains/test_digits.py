@@ -8,7 +8,8 @@ from scipy.ndimage import binary_dilation, binary_erosion
 from sklearn.neighbors import KNeighborsClassifier
 
 from depgraph import DepgraphError
-from domains import digits, load_domains, write_digits
+from domains import load_domains, write_digits
+from domains.data import digits
 from domains.data.images import read_image
 
 DOMAINS = ("outline", "photo", "poster", "scan")

@@ -12,13 +12,13 @@ from domains import (
     RECIPES,
     FinetuneSettings,
     Split,
-    _checkpoint,
     evaluate,
     finetune,
     leave_one_out,
     load_domains,
     training,
 )
+from domains.training import checkpoint
 
 
 def weights(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -384,16 +384,16 @@ def test_a_broken_image_stops_before_training_with_its_name(split, quick, tiny_n
 
 def test_a_full_disk_is_one_sentence_and_keeps_the_checkpoint(tmp_path):
     resource = pytest.importorskip("resource")
-    _checkpoint.save_checkpoint(tmp_path, {"identity": {}, "state": "good"})
+    checkpoint.save_checkpoint(tmp_path, {"identity": {}, "state": "good"})
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
     try:
         with pytest.raises(DepgraphError, match=r"cannot write the checkpoint.*File too large"):
-            _checkpoint.save_checkpoint(tmp_path, {"state": torch.zeros(100_000)})
+            checkpoint.save_checkpoint(tmp_path, {"state": torch.zeros(100_000)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
-    saved = _checkpoint.load_checkpoint(tmp_path, {})
+    saved = checkpoint.load_checkpoint(tmp_path, {})
     assert saved == {"identity": {}, "state": "good"}
 
 
@@ -406,14 +406,14 @@ def test_ctrl_c_inside_torchs_zip_writer_is_no_failed_write(tmp_path, monkeypatc
 
     monkeypatch.setattr(Path, "open", lambda path, mode: Interrupted(path, mode))
     with pytest.raises(KeyboardInterrupt):
-        _checkpoint.save_checkpoint(tmp_path, {"state": torch.zeros(100_000)})
+        checkpoint.save_checkpoint(tmp_path, {"state": torch.zeros(100_000)})
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_checkpoint_of_another_program_is_named(tmp_path):
     torch.save({"identity": 3}, tmp_path / "checkpoint.pt")
     with pytest.raises(DepgraphError, match=r"checkpoint\.pt is no readable checkpoint"):
-        _checkpoint.load_checkpoint(tmp_path, {"settings": {}})
+        checkpoint.load_checkpoint(tmp_path, {"settings": {}})
 
 
 def test_stopped_while_writing_the_checkpoint_the_one_before_is_whole(
