@@ -11,6 +11,7 @@ from depgraph import DependencyGraph, Group
 from pruners.registry import Batch
 from pruners.statistics.attention import Attention, find_attentions
 from pruners.statistics.moments import Moments, layer_moments
+from pruners.statistics.solving import damped_factor
 
 DAMPING = 0.01
 """Share of the mean diagonal that is added to the inputs' second moment."""
@@ -165,9 +166,8 @@ def eliminate(weight: Tensor, moments: Moments, columns: Tensor, damping: float)
     more than as many others outside; then all are brought up to date at once, which is one product
     of matrices.
     """
-    inputs = moments.inputs.clone()
-    inputs.diagonal().add_(damping * inputs.diagonal()[:-1].mean().clamp_min(1e-30))
-    inverse = torch.linalg.inv(inputs)
+    added = damping * moments.inputs.diagonal()[:-1].mean().clamp_min(1e-30)
+    inverse = torch.cholesky_inverse(damped_factor(moments.inputs, added))
     columns = columns.to(inverse.device)
     weights = moments.weighted(weight) / 2**0.5
     weights = torch.nn.functional.pad(weights, (0, 1))  # the bias stays, and adapts
@@ -186,8 +186,8 @@ def eliminate(weight: Tensor, moments: Moments, columns: Tensor, damping: float)
         units = torch.tensor([unit for unit, _ in gone], device=left.device)
         out = columns[units].flatten()
         update = torch.linalg.solve(inverse[out][:, out], inverse[out])
-        weights -= weights[:, out] @ update
-        inverse -= inverse[:, out] @ update
+        weights.addmm_(weights[:, out], update, alpha=-1)
+        inverse.addmm_(inverse[:, out], update, alpha=-1)
         left = left[~torch.isin(left, units)]
     return scores
 

@@ -25,12 +25,17 @@ def solve_moments(matrix: Tensor, right: Tensor, damping: float | Tensor) -> Ten
     >>> solve_moments(torch.zeros(2, 2), torch.zeros(2, 1), 1e-30).flatten().tolist()
     [0.0, 0.0]
     """
+    return torch.cholesky_solve(right, damped_factor(matrix, damping))
+
+
+def damped_factor(matrix: Tensor, damping: float | Tensor) -> Tensor:
+    """The Cholesky factor of a matrix as `solve_moments` damps it."""
     while True:
         damped = matrix.clone()
         damped.diagonal().add_(damping)
         factor, failed = torch.linalg.cholesky_ex(damped)
         if not failed.any():
-            return torch.cholesky_solve(right, factor)
+            return factor
         damping = damping * 10
 
 
