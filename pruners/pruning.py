@@ -103,7 +103,7 @@ def prune(
     seed : int
         For the random metric.
     loss : callable, optional
-        ``loss(output, targets)`` for metrics with data; cross entropy by default.
+        ``loss(output, targets)`` for metrics that read batches; cross entropy by default.
     latency : LatencyModel or mapping, optional
         What is fast, where a target of latency, ``per="latency"`` or ``round_to="auto"`` asks for
         it: a model, or arguments of `measured_latency`. By default what is measured on the model's

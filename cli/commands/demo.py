@@ -36,10 +36,10 @@ from domains.measuring import timing
     type=click.Choice(["scan", "photo", "outline", "poster"]),
     default="outline",
     show_default=True,
-    help="The domain left out of training.",
+    help="Target domain, held out of training.",
 )
 @click.option(
-    "--ratio", default=0.5, show_default=True, type=Share(), help="Share of units removed."
+    "--ratio", default=0.5, show_default=True, type=Share(), help="Share of the units to remove."
 )
 @metric_option
 @click.option(

@@ -37,7 +37,11 @@ from pruners.registry import Metric
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="Show what a plan.json removes.",
 )
-@click.option("--data", type=click.Path(path_type=Path), help="Images for metrics with data.")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="Folder of images to score with.",
+)
 @force_option
 @seed_option
 @json_option

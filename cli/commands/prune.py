@@ -49,8 +49,12 @@ from depgraph import DepgraphError
 )
 @click.option("--max-memory", type=Bytes(), help="With --checkpoint: cap on memory, as 2GiB.")
 @resume_option
-@click.option("--data", type=click.Path(path_type=Path), help="Images for metrics with data.")
-@click.option("--target", help="Domain of the data that is not looked at.")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="Folder of images to score with.",
+)
+@click.option("--target", help="Held-out target domain: its images are not used.")
 @split_option
 @out_option
 @force_option

@@ -31,17 +31,23 @@ _OPTIONS = (
     split_option,
     pruning_options,
     training_options,
-    click.option("--dense-epochs", type=click.IntRange(0), help="Epochs before pruning  [6]."),
-    click.option("--dense-lr", type=Number(0, min_open=True), help="Rate before pruning."),
     click.option(
-        "--dense", type=click.Path(path_type=Path), help="Dense model fine-tuned earlier."
+        "--dense-epochs",
+        type=click.IntRange(0),
+        help="Epochs before pruning  [6].",
+    ),
+    click.option("--dense-lr", type=Number(0, min_open=True), help="Learning rate before pruning."),
+    click.option(
+        "--dense",
+        type=click.Path(path_type=Path),
+        help="Dense model, fine-tuned earlier.",
     ),
     recipe_option,
     schedule_options,
     click.option(
-        "--distill/--no-distill", default=None, help="Learn from the dense model too  [by recipe]."
+        "--distill/--no-distill", default=None, help="Distil from the dense model  [by recipe]."
     ),
-    batch_size_option(1, "--bench-batch-size", "Images timed at once."),
+    batch_size_option(1, "--bench-batch-size", "Batch size of the timing."),
     seconds_option(10.0),
     seed_option,
     compute_options,

@@ -45,7 +45,7 @@ seed_option = click.option(
     "--seed",
     type=click.IntRange(-(2**63), 2**63 - 1),  # what torch takes
     default=0,
-    help="Seed of all that is drawn  [0].",
+    help="Seed of all random numbers  [0].",
 )
 data_option = click.option(
     "--data",
@@ -53,24 +53,27 @@ data_option = click.option(
     type=click.Path(path_type=Path),
     help="Folder ROOT/<domain>/<class>/<image>.",
 )
-target_option = click.option("--target", required=True, help="The domain left out of training.")
+target_option = click.option("--target", required=True, help="Target domain, held out of training.")
 split_option = click.option(
     "--split-by",
     type=click.Choice(["image", "stem"]),
     default="image",
     show_default=True,
-    help="stem: images of the same file name are on the same side in all domains.",
+    help="stem: images of the same file name, in any domain, go to the same part.",
 )
 out_option = click.option(
-    "--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Directory."
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Output directory.",
 )
 track_option = click.option(
     "--track",
     type=click.Choice(TRACKERS),
     callback=available_tracker,
-    help="Log each epoch there too; files go under tracking/ in the output directory.",
+    help="Also log each epoch to this tracker; its files go to tracking/ in the output directory.",
 )
-resume_option = click.option("--resume", is_flag=True, help="Continue what an earlier call began.")
+resume_option = click.option("--resume", is_flag=True, help="Continue an interrupted call.")
 
 metric_option = click.option(
     "--metric",
@@ -174,13 +177,13 @@ pruning_options = _combined(
         help="A method of others, to compare with: metric, kinds, scope and compensation, where "
         "they are not said.",
     ),
-    click.option("--ratio", type=Share(), help="Share of the prunable units that is removed."),
-    click.option("--target-macs", type=Share(), help="Share of the MACs that is kept."),
-    click.option("--target-params", type=Share(), help="Share of the parameters that is kept."),
+    click.option("--ratio", type=Share(), help="Share of the prunable units to remove."),
+    click.option("--target-macs", type=Share(), help="Share of the MACs to keep."),
+    click.option("--target-params", type=Share(), help="Share of the parameters to keep."),
     click.option(
         "--target-latency",
         type=Share(),
-        help="Share of the latency that is kept, by a table of the device.",
+        help="Share of the latency to keep, as predicted from the device's latency table.",
     ),
     click.option(
         "--latency-table",
@@ -188,7 +191,7 @@ pruning_options = _combined(
         help="File of the device's table; what it lacks is measured and added  [in the user's "
         "cache folder].",
     ),
-    batch_size_option(1, "--latency-batch-size", "Images at once that the latency is of."),
+    batch_size_option(1, "--latency-batch-size", "Batch size that the latency is predicted for."),
     metric_option,
     click.option("--scope", type=click.Choice(SCOPES), default="global", show_default=True),
     click.option(
@@ -215,17 +218,18 @@ pruning_options = _combined(
         type=click.IntRange(0),
         default=1,
         show_default=True,
-        help="Units each group keeps; with 0, whole branches may go.",
+        help="Units that each group keeps at least; with 0, whole branches may be removed.",
     ),
     click.option(
         "--normalise",
         type=click.Choice(list(NORMALISATIONS)),
-        help="What each group's scores are divided by before all are ranked  [mean; obs: none].",
+        help="What the scores of a group are divided by before all groups are ranked together  "
+        "[mean; obs: none].",
     ),
     click.option(
         "--per",
         type=click.Choice(PER),
-        help="Rank by score, or by score per cost saved  [unit; obs: macs].",
+        help="Rank units by score, or by score per cost saved  [unit; obs: macs].",
     ),
     click.option(
         "--num-samples",
@@ -235,14 +239,14 @@ pruning_options = _combined(
     click.option(
         "--across-domains",
         type=click.Choice(COMBINATIONS),
-        help="Score each source domain apart, and count less what only some of them use  [all "
-        "domains together].",
+        help="Score each source domain separately; units that only some use count for less  "
+        "[all domains together].",
     ),
     click.option(
         "--compensate/--no-compensate",
         default=None,
-        help="Refit what reads the units that stay, on images, without training  [where there are "
-        "images].",
+        help="Fit the remaining weights by least squares on images, without training  [where there "
+        "are images].",
     ),
     click.option(
         "--compensate-by",
@@ -268,14 +272,14 @@ pruning_options = _combined(
     click.option(
         "--per-head",
         is_flag=True,
-        help="Let each head keep head dims of its own, as many as the others; with --no-compensate "
-        "only, for compensation does better.",
+        help="Choose the head dims of each head separately, the same number in every head; needs "
+        "--no-compensate, which compensation beats.",
     ),
 )
 
 training_options = _combined(
     click.option("--epochs", type=click.IntRange(0), help="Epochs after pruning  [4]."),
-    click.option("--batch-size", type=click.IntRange(1), help="Images a step  [32]."),
+    click.option("--batch-size", type=click.IntRange(1), help="Images per training step  [32]."),
     click.option("--lr", type=Number(0, min_open=True), help="Peak learning rate."),
     click.option(
         "--algorithm",
