@@ -8,19 +8,19 @@ asked (as the place in a list, or in how many parts a tensor comes apart), the c
 
 from __future__ import annotations
 
-import dis
 import linecache
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
 from types import CodeType, FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from depgraph.tracing.bytecode import checks_in, comes_apart, may_hide, numbers_near
 
 _OWN = ("torch", "depgraph")
 """Packages whose questions decide nothing that a model would."""
@@ -56,25 +56,10 @@ class Decisions:
     def unknown(self, code: CodeType) -> None:
         """Some code decides by a size, no one knows how."""
         self.made = True
-        self.numbers.update(_numbers_near(code))
+        self.numbers.update(numbers_near(code))
 
 
 _found: list[Decisions] = []
-
-
-@cache
-def _numbers_near(code: CodeType) -> frozenset[int]:
-    constants, found = list(code.co_consts), set()
-    for value in constants:
-        if type(value) in (tuple, frozenset):
-            constants.extend(value)
-        elif type(value) is int and abs(value) > _EVERYWHERE:
-            found |= {abs(value) - 1, abs(value), abs(value) + 1}
-    return frozenset(found)
-
-
-_EVERYWHERE = 3
-"""Numbers up to this one, and minus one, are in most code: dimensions, channels, heads."""
 
 
 class _Size(int):
@@ -222,66 +207,13 @@ def note_value_read() -> None:
         frame = frame.f_back
 
 
-_UNASKED = frozenset(
-    ("range", "numpy", "np", "gcd", "lcm", "comb", "perm", "isqrt", "factorial", "bytes", "islice")
-)
-"""Names in code that takes a size for a number without asking, or for a number of times."""
-
-
-@cache
-def _is_hidden(code: CodeType) -> bool:
-    """Whether some code may decide by a size, or by how many there are, without asking.
-
-    It takes it to one of these, or for a place in what may be a list; or it goes on after an error.
-    """
-    steps = [step for step in dis.get_instructions(code) if step.opname not in _NO_STEPS]
-    counted = _loop_names(steps)
-    names = ["" if step.argval in counted else step.opname for step in steps]
-    return (
-        not _UNASKED.isdisjoint(code.co_names)
-        or {"shape", "numel"} <= {*code.co_names}  # a torch.Size multiplies itself
-        or "CHECK_EXC_MATCH" in names
-        or any(_is_computed(names[:i]) for i, name in enumerate(names) if name == "BINARY_SUBSCR")
-        or any(
-            name == "BINARY_SLICE" and set(names[i - 2 : i]) != {"LOAD_CONST"}
-            for i, name in enumerate(names)
-        )
-    )
-
-
-def _is_computed(names: list[str]) -> bool:
-    """Whether the last of these steps leaves a place that is no constant, for one dimension."""
-    if names[-1] == "BUILD_SLICE":
-        return set(names[-3:-1]) != {"LOAD_CONST"}
-    return names[-1] in _PLACES
-
-
-def _loop_names(steps: list[dis.Instruction]) -> set[Any]:
-    """Names that loops give values to."""
-    found = set()
-    for i, step in enumerate(steps):
-        if step.opname == "FOR_ITER":
-            for stored in steps[i + 1 : i + 4]:
-                if stored.opname == "STORE_FAST":
-                    found.add(stored.argval)
-    return found
-
-
-_NO_STEPS = ("CACHE", "PRECALL", "EXTENDED_ARG", "NOP")
-_PLACES = ("LOAD_FAST", "LOAD_DEREF", "BINARY_OP", "UNARY_NEGATIVE")
-
-
-def _comes_apart(frame: FrameType) -> bool:
-    """Whether the parts that a call gives are as many as there are names for them."""
-    steps = [step for step in dis.get_instructions(frame.f_code) if step.opname not in _NO_STEPS]
-    at = next(i for i, step in enumerate(steps) if step.offset >= frame.f_lasti)
-    names = [step.opname for step in steps[at : at + 3]]
-    return "UNPACK_SEQUENCE" in names[:2] or names[1:] == ["LOAD_CONST", "BINARY_SUBSCR"]
-
-
 def _note_parts(sections: Any = 1) -> None:
     frame = sys._getframe(2)
-    if type(sections) is int and not _is_own(frame) and not _comes_apart(frame):
+    if (
+        type(sections) is int
+        and not _is_own(frame)
+        and not comes_apart(frame.f_code, frame.f_lasti)
+    ):
         _found[-1].unknown(frame.f_code)
 
 
@@ -293,36 +225,7 @@ def _is_check(frame: FrameType) -> bool:
     """Whether what is asked at a place in the code only decides whether an error is raised."""
     if "_assert(" in linecache.getline(frame.f_code.co_filename, frame.f_lineno):
         return True
-    return frame.f_lasti in _checks(frame.f_code)
-
-
-_known: dict[CodeType, frozenset[int]] = {}
-
-
-def _checks(code: CodeType) -> frozenset[int]:
-    """Offsets of comparisons after which one way leads straight to an error."""
-    if code not in _known:
-        steps = [step for step in dis.get_instructions(code) if step.opname != "CACHE"]
-        at = {step.offset: i for i, step in enumerate(steps)}
-        found = set()
-        for i, step in enumerate(steps[:-1]):
-            jump = steps[i + 1]
-            if step.opname != "COMPARE_OP" or not jump.opname.startswith("POP_JUMP"):
-                continue
-            ways = (i + 2, at.get(jump.argval, i + 2))
-            if any(_raises(steps, way) for way in ways):
-                found.add(step.offset)
-        _known[code] = frozenset(found)
-    return _known[code]
-
-
-def _raises(steps: list[dis.Instruction], start: int) -> bool:
-    for step in steps[start:]:
-        if step.opname == "RAISE_VARARGS":
-            return True
-        if "JUMP" in step.opname or "RETURN" in step.opname or step.opname == "FOR_ITER":
-            return False
-    return False
+    return frame.f_lasti in checks_in(frame.f_code)
 
 
 @contextmanager
@@ -337,7 +240,7 @@ def decisions_noted() -> Iterator[Decisions]:
         frame = sys._getframe(2)
         if _is_own(frame):
             return found
-        if _is_hidden(frame.f_code):
+        if may_hide(frame.f_code):
             _found[-1].unknown(frame.f_code)
         return _Size(found) if type(found) is int else torch.Size(map(_Size, found))
 

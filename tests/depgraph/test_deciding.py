@@ -108,6 +108,8 @@ class AtOneSize(nn.Module):
         lambda x: len(torch.arange(x.shape[1])) == 4,
         lambda x: math.trunc(x.shape[1]) == 4,
         lambda x: [False, True][(x.shape[1] + 1) % 2],
+        lambda x: ([False] * 4 + [True] + [False] * 40)[x.shape[1]],
+        lambda x: ([False] * 4 + [True] + [False] * 40)[x.size(1)],
     ],
 )
 def test_what_runs_at_a_size_that_is_asked_for_fits_a_cut(
