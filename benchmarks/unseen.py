@@ -11,80 +11,27 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import click
+import torch
 from torch import nn
 
 import depgraph
 import domains
 import pruners
 from benchmarks.peer import torch_pruning_to
+from benchmarks.unseen_ways import CUTS, PEER, START, TRAININGS, known_ways
 from cli.options.calibration import calibrated_with
 from cli.output import emit, environment, percent, table, write_json
 from cli.running.models import example_inputs, load_model
-from domains import RECIPES, FinetuneSettings, Split
-from pruners import PRESETS
-from pruners.choosing.choices import AUTO
+from domains import FinetuneSettings, Split
 
 MODEL = "vit_small_patch14_dinov2"
-
-
-@dataclass(frozen=True)
-class Cut:
-    """A metric, and the images that it and the least squares look at.
-
-    `num_calibration` -1: each image of the sources once. `options` are further arguments of
-    `pruners.prune`.
-    """
-
-    metric: str
-    calibration: str
-    num_calibration: int | None = None
-    options: Mapping[str, Any] = field(default_factory=lambda: {"kinds": AUTO})
-
-
-def _preset(name: str) -> Cut:
-    options = dict(PRESETS[name])
-    return Cut(options.pop("metric"), "plain", -1, options)
-
-
-PEER = "torch-pruning"
-"""The cut that another library makes, by L2; no data has a part in it."""
-
-
-CUTS = {
-    "plain": Cut("obs", "plain"),
-    "plain-all": Cut("obs", "plain", -1),
-    "styles-256": Cut("obs", "styles", 256),
-    "styles": Cut("obs", "styles"),
-    "styles-4096": Cut("obs", "styles", 4096),
-    "features": Cut("obs_features", "styles"),
-    "styles-readers": Cut("obs", "styles", options={"kinds": AUTO, "compensate": "readers"}),
-    "random": Cut("random", "styles"),
-    **{name: _preset(name) for name in PRESETS},
-}
-"""By name: as they are, more images, more looks, both, the control, and the methods of others."""
-
-_LOOKS = RECIPES["looks"].settings
-
-TRAININGS = {
-    "gentle": RECIPES["gentle"],
-    "distill": RECIPES["distill"],
-    "looks": RECIPES["looks"],
-    "all-looks": replace(RECIPES["looks"], settings=replace(_LOOKS, looks="all")),
-    "looks-1e-4": replace(RECIPES["looks"], settings=replace(_LOOKS, lr=1e-4)),
-    "looks-2e-4": replace(RECIPES["looks"], settings=replace(_LOOKS, lr=2e-4)),
-    "looks-alone": replace(RECIPES["looks"], distill=False),
-    "no-looks": replace(RECIPES["looks"], settings=replace(_LOOKS, looks="none")),
-    "no-tokens": replace(RECIPES["looks"], settings=replace(_LOOKS, feature_weight=0.0)),
-    "no-labels": replace(RECIPES["looks"], settings=replace(_LOOKS, distill_weight=1.0)),
-}
-"""By name: the recipes, and the best one less each of its ingredients."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +110,8 @@ class Study:
 
     def trained(self, name: str, macs: float, way: str) -> dict[str, float]:
         """Accuracy by domain of a cut after training."""
+        if way.endswith(START):
+            return self._averaged(name, macs, way.removesuffix(START))
         place = f"{name}-{macs:g}-{way}-{self.epochs}"
         if not (self.place / f"{place}.json").exists():
             model, recipe = self.cut(name, macs)[0], TRAININGS[way]
@@ -177,6 +126,18 @@ class Study:
             said = {"best_epoch": result.best_epoch, "seconds": result.seconds}
             (self._judge if name == PEER else self._keep)(model, place, said)
         return self._accuracy(place)
+
+    def _averaged(self, name: str, macs: float, way: str) -> dict[str, float]:
+        """Of the mean of the weights before and after a training."""
+        self.trained(name, macs, way)
+        after = f"{name}-{macs:g}-{way}-{self.epochs}"
+        if not (self.place / f"{after}{START}.json").exists():
+            model, before = self._kept(after)[0], self.cut(name, macs)[0].state_dict()
+            with torch.no_grad():
+                for key, weight in model.named_parameters():
+                    weight.lerp_(before[key], 0.5)
+            self._judge(model, f"{after}{START}", {})
+        return self._accuracy(f"{after}{START}")
 
     def _keep(self, model: nn.Module, name: str, said: dict[str, Any]) -> None:
         depgraph.save(model.eval(), self.place / name)
@@ -226,19 +187,6 @@ def studied(study: Study, macs: tuple[float, ...], ways: tuple[str, ...]) -> Ite
             yield study.row(share, cut, training or None)
 
 
-def _known_ways(ctx: click.Context, param: click.Parameter, ways: tuple[str, ...]) -> Any:
-    for way in ways:
-        cut, _, training = way.partition("/")
-        if cut not in (*CUTS, PEER) or training not in (*TRAININGS, ""):
-            raise click.BadParameter(
-                f"'{way}' is not CUT or CUT/TRAINING, of {', '.join((*CUTS, PEER))} and "
-                f"{', '.join(TRAININGS)}",
-                ctx,
-                param,
-            )
-    return ways
-
-
 @click.command()
 @click.option("--data", type=click.Path(path_type=Path), required=True)
 @click.option("--weights", type=click.Path(path_type=Path), help=f"Of {MODEL}  [timm's].")
@@ -250,7 +198,7 @@ def _known_ways(ctx: click.Context, param: click.Parameter, ways: tuple[str, ...
     "--way",
     "ways",
     multiple=True,
-    callback=_known_ways,
+    callback=known_ways,
     default=("plain", "plain/gentle", "styles", "styles/looks"),
     show_default=True,
     help="CUT, or CUT/TRAINING.",

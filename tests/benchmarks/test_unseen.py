@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import depgraph
-from benchmarks import unseen
+from benchmarks import unseen, unseen_ways
 from benchmarks.peer import torch_pruning_to
 from tests.depgraph.models import images, tiny
 
@@ -36,9 +36,9 @@ def test_what_loses_nothing_on_the_sources_has_no_such_share() -> None:
     assert line[-2:] == ("", "1")
 
 
-@pytest.mark.parametrize("name", [*unseen.PRESETS])
+@pytest.mark.parametrize("name", [*unseen_ways.PRESETS])
 def test_a_method_of_others_cuts_as_its_preset_says(name: str) -> None:
-    cut, said = unseen.CUTS[name], unseen.PRESETS[name]
+    cut, said = unseen_ways.CUTS[name], unseen_ways.PRESETS[name]
     assert {"metric": cut.metric, **cut.options} == said
 
 
