@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.profile vit_base_patch16_224 --batch-size 1``; ``--markdown`` makes a page.
 Beside the dense model: pruned, pruned to sizes that the device is fast at, that one folded as
-`export` folds it, and a model born small (`benchmarks.born`).
+`export` folds it, and a model from scratch (`benchmarks.from_scratch`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import depgraph
 import pruners
-from benchmarks.born import born_small
+from benchmarks.from_scratch import small_from_scratch
 from benchmarks.pages import markdown_table, png
 from benchmarks.roofline import Demands, demands, kind_of, roof
 from cli.output import table, write_bytes, write_text
@@ -74,7 +74,7 @@ def variants(
         "dense": model,
         "pruned": small,
         "pruned, auto": auto,
-        "born small": born_small(name, plan.macs).to(images.device),
+        "from scratch": small_from_scratch(name, plan.macs).to(images.device),
     }
     found: dict[str, tuple[Callable[[Tensor], object], Demands]] = {}
     for key, variant in made.items():
@@ -138,8 +138,8 @@ def _markdown(results: list[dict[str, Any]], ratio: float, command: str) -> str:
         f"Made by `{command}`. Milliseconds of one forward in torch, by kind of op, float32, on "
         f"{first['device']} ({first['threads']} threads), torch {torch.__version__}. Random "
         f"weights; pruned by L2 of {ratio:.0%} of the units, *auto* to the same MACs in sizes "
-        "that the device is fast at, *folded* as `export` writes it, *born small* a timm model of "
-        "those MACs. The roof is the least that the sums and the memory allow: "
+        "that the device is fast at, *folded* as `export` writes it, *from scratch* a timm model "
+        "of those MACs. The roof is the least that the sums and the memory allow: "
         f"{first['peak_gflops']:.0f} GFLOP/s and {first['peak_gbs']:.0f} GB/s were measured by a "
         "large product and a large copy.\n\n![Time by kind of op](profile.png)\n"
     ]

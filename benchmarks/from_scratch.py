@@ -1,8 +1,8 @@
 """Pruned models beside dense ones and beside models of the same MACs that were built that size.
 
-``python -m benchmarks.born vit_base_patch16_224 --ratio 0.5 --batch-size 1``. All are timed in
-turns in one process. The born model has as many blocks, heads of the same width as the dense one,
-and the width and the ratio of the MLP that come nearest to the pruned model's MACs.
+``python -m benchmarks.from_scratch vit_base_patch16_224 --ratio 0.5 --batch-size 1``. All are timed
+in turns in one process. The model from scratch has as many blocks, heads of the same width as the
+dense one, and the width and the ratio of the MLP that come nearest to the pruned model's MACs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from domains.measuring import timing
 HEAD_DIM = 64
 
 
-def born_small(name: str, macs: int) -> nn.Module:
+def small_from_scratch(name: str, macs: int) -> nn.Module:
     """A model of that timm name, of other width, that costs as many MACs as may be."""
     example = torch.zeros(1, 3, 224, 224)
     candidates = []
@@ -41,7 +41,8 @@ def born_small(name: str, macs: int) -> nn.Module:
     _, chosen = min(candidates, key=lambda item: item[0])
     model = timm.create_model(name, **chosen).eval()
     click.echo(
-        f"born: {chosen}, {depgraph.count_macs(model, example) / macs:.3f} of the MACs", err=True
+        f"from scratch: {chosen}, {depgraph.count_macs(model, example) / macs:.3f} of the MACs",
+        err=True,
     )
     return model
 
@@ -59,14 +60,14 @@ def compare(
     auto, auto_plan = pruners.prune(
         model, example, metric, target={"macs": share}, round_to="auto", latency=clock
     )
-    born = born_small(name, plan.macs)
+    fresh = small_from_scratch(name, plan.macs)
     macs = {
         "pruned": plan.macs,
         "pruned, auto": auto_plan.macs,
-        "born small": depgraph.count_macs(born, example),
+        "from scratch": depgraph.count_macs(fresh, example),
     }
     settings = timing.TimingSettings(batch, seconds=seconds, min_rounds=5, warmup_rounds=1)
-    models = {"dense": model, "pruned": plain, "pruned, auto": auto, "born small": born}
+    models = {"dense": model, "pruned": plain, "pruned, auto": auto, "from scratch": fresh}
     times = timing.compare(models, (3, 224, 224), settings)
     rows = {
         key: {
@@ -77,7 +78,7 @@ def compare(
         }
         for key, cost in macs.items()
     }
-    own = rows["born small"]["speedup_over_macs_ratio"]
+    own = rows["from scratch"]["speedup_over_macs_ratio"]
     for row in rows.values():
         row["as_fast_as_born"] = row["speedup_over_macs_ratio"] / own
     return {
