@@ -307,7 +307,7 @@ class DependencyGraph:
         )
 
     def kept_atoms(self, plan: Plan) -> dict[Atom, Tensor]:
-        """Units kept by a plan, by the atom of each group; see `depgraph.axes.kept_indices`."""
+        """Units kept by a plan, by the atom of each group; see `coupling.axes`."""
         return {
             self.group(name)._atom: torch.tensor(units, dtype=torch.long)
             for name, units in {**plan.kept_units, **plan.choices}.items()

@@ -58,7 +58,7 @@ class FinetuneSettings:
     auto_augment : str or None
         A timm policy such as "rand-m7-mstd0.5-inc1" or "augmix-m3"; replaces the colour jitter.
     looks : "none", "calm" or "all"
-        Show each image in one of these looks (`domains.looks.TO_TRAIN`) at each draw, after crop
+        Show each image in one of these looks (`domains.data.looks`) at each draw, after crop
         and jitter; a teacher sees the same pixels.
     img_size : int or None
         None: the size the model was built for.

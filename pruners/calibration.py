@@ -147,7 +147,7 @@ def with_latency(
     ----------
     graph : DependencyGraph
     choices : mapping
-        Arguments of `pruners.allocation.allocator`.
+        Arguments of `pruners.choosing.allocation.allocator`.
     latency : LatencyModel or mapping, optional
         As given by the caller; a mapping holds arguments of `measured_latency`.
     **defaults

@@ -64,7 +64,7 @@ def run_pipeline(
     more : mapping, optional
         What else is put into the row.
     track : str or None
-        One of `cli.tracking.TRACKERS`, to log the epochs of both trainings to.
+        One of `cli.options.tracking.TRACKERS`, to log the epochs of both trainings to.
 
     Returns
     -------

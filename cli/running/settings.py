@@ -56,7 +56,7 @@ class RunSettings:
         How the cut comes about, one-shot by default.
     timing : TimingSettings
     calibration : str
-        Which images a cut is made with, see `cli.calibration`.
+        Which images a cut is made with, see `cli.options.calibration`.
     across_domains : str or None
         How importance is combined over source domains; None: of all images together.
     device : str

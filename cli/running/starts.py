@@ -24,7 +24,7 @@ class Start:
     Attributes
     ----------
     load : callable
-        Arguments as of `cli.models.load_model`; gives the model.
+        Arguments as of `cli.running.models.load_model`; gives the model.
     check : callable
         The same arguments; refuses, fast, what `load` would.
     dense : FinetuneSettings
@@ -34,7 +34,7 @@ class Start:
     alike : tuple of str
         Settings of `dense` that every recipe after pruning takes over.
     calibration : str
-        Images that a cut is made with, see `cli.calibration`.
+        Images that a cut is made with, see `cli.options.calibration`.
     """
 
     load: Callable[..., nn.Module]

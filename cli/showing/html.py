@@ -38,7 +38,7 @@ def report_page(result: dict[str, Any], data: DomainData) -> str:
     Parameters
     ----------
     result : dict
-        The row of `cli.pipeline.run_pipeline`.
+        The row of `cli.running.pipeline.run_pipeline`.
     data : DomainData
         For the sample images.
 
@@ -70,7 +70,7 @@ def inspect_page(result: dict[str, Any], groups: list[dict[str, Any]]) -> str:
     result : dict
         As `inspect --json` prints it.
     groups : list of dict
-        See `cli.explore.explore`.
+        See `cli.showing.explore.explore`.
 
     Returns
     -------

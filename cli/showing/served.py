@@ -18,7 +18,7 @@ TOLERANCE = 1e-4
 
 
 class Served(nn.Module):
-    """A model that something else than torch's modules runs, for `domains.timing`."""
+    """A model that something else than torch's modules runs, for `domains.measuring.timing`."""
 
     def __init__(self, run: Callable[[Tensor], Any]) -> None:
         super().__init__()

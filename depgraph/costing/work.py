@@ -44,7 +44,7 @@ class Work:
         Whose sizes are the sizes of the job.
     folded_by : frozenset of Atom
         Once one of these has lost units, the op is computed once and kept: it reads parameters
-        only, in a forward that is rewritten then (`depgraph.rewrite`).
+        only, in a forward that is rewritten then (`depgraph.rewriting.rewrite`).
     """
 
     kind: str

@@ -48,7 +48,7 @@ def export_program(
     example : Tensor, shape (batch, ...)
         Only all but the first dimension of its shape, its dtype and device matter.
     folded : bool
-        Fold factors, norms and branches into the layers beside them, see `depgraph.fold.fold`.
+        Fold factors, norms and branches into the layers beside them, see `exporting.fold`.
 
     Returns
     -------

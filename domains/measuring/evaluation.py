@@ -173,7 +173,7 @@ def batches(
     img_size : int or None
         None: the size the model was built for.
     looks : bool
-        Show each in a random look (`domains.looks`), each time that it comes in another:
+        Show each in a random look (`domains.data.looks`), each time that it comes in another:
         what is fitted to one look alone is not kept for any other.
 
     Raises

@@ -23,7 +23,7 @@ from domains.measuring.stand import DTYPES, cpu_threads, find_device
 from domains.running.progress import progress_bar
 
 OpJob = tuple[str, str, tuple[int, ...]]
-"""Kind of op, JSON of its other arguments, and its sizes; see `depgraph.work.Work`."""
+"""Kind of op, JSON of its other arguments, and its sizes; see `depgraph.costing.work.Work`."""
 
 POOL_BYTES = 1 << 27
 """Weights that take turns together; more than the last cache of most processors."""

@@ -100,9 +100,9 @@ def allocator(
     -----
     By ratio, ``round(ratio * units)`` units go. With `round_to`, units go in blocks and the number
     removed is within half a block of that; where `min_units` stops a group, others give more.
-    A target is met by bisection over the ratio, or by descent (`pruners.descent`), with costs from
+    A target is met by bisection over the ratio, or by descent (`choosing.descent`), with costs from
     the graph: no model is built. Where one large block decides whether the target is met, the most
-    important of the smaller blocks come back until it is (`pruners.settling`).
+    important of the smaller blocks come back until it is (`choosing.settling`).
     """
     check_choice("scope", scope, SCOPES)
     check_choice("normalise", normalise, NORMALISATIONS)

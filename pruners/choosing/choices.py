@@ -70,7 +70,7 @@ def kind_choices(
     ----------
     graph : DependencyGraph
     kinds : iterable of str, None or "auto"
-        See `pruners.allocation.allocator`.
+        See `pruners.choosing.allocation.allocator`.
 
     Returns
     -------

@@ -53,7 +53,7 @@ def standard_allocator(
     ----------
     graph : DependencyGraph
     ratio, target, kinds, ignore, round_to, min_units, latency
-        See `pruners.allocation.allocator`. The ratio is met as nearly as counts allow that go
+        See `choosing.allocation`. The ratio is met as nearly as counts allow that go
         together. Without kinds, those are left whole that the constructor cannot be told.
     **others
         Of its arguments those that compare groups, which do not matter: all of a kind keep as many.

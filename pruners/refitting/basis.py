@@ -43,7 +43,7 @@ def align_head_dims(
     batches : iterable of (inputs, targets)
         What the directions are principal for.
     seed : int
-        See `pruners.moments.watch_gradients`.
+        See `pruners.statistics.moments.watch_gradients`.
 
     Returns
     -------

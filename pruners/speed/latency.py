@@ -52,7 +52,7 @@ class LatencyModel:
 
     @property
     def is_fitted(self) -> bool:
-        """Whether whole models like this one were timed (`pruners.context`), not only its ops."""
+        """Whether whole models like this one were timed (`speed.context`), not only its ops."""
         return bool(self._factors)
 
     def ms(self, sizes: Mapping[str, int]) -> float:

@@ -34,7 +34,7 @@ class Grid:
     Attributes
     ----------
     kind, fixed : str
-        As in `depgraph.work.Work`.
+        As in `depgraph.costing.work.Work`.
     points : tuple of tuple of int
         For each dimension the sizes measured, ascending; one where it never changes.
     ms : tuple of float
@@ -115,7 +115,7 @@ class LatencyTable:
     device : Device
     grids : tuple of Grid
     factors : dict of str to dict of str to float
-        By model (`pruners.latency.LatencyModel.identity`), how much longer each kind of op takes in
+        By model (`LatencyModel.identity`), how much longer each kind of op takes in
         it than alone.
 
     Examples
