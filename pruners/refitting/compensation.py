@@ -94,8 +94,8 @@ def compensate(
     Sums take ``O(in (in + out))`` numbers in float64 for each layer. Biases are part of the least
     squares, where they are parameters. Running statistics of batch norms follow what reaches them
     (`refitting.recalibration`), for which there is a second pass; other norms have none. A layer
-    that is applied several times in one forward is left as it is, and so are grouped convolutions: their
-    columns have no sum of their own to be fitted to.
+    that is applied several times in one forward is left as it is, and so are grouped convolutions:
+    their columns have no sum of their own to be fitted to.
     """
     known = dict(small.named_parameters())
     layers = {name for name, dims in plan.kept.items() if 1 in dims and name in known}
