@@ -61,6 +61,10 @@ TRAININGS = {
     "looks-alone": replace(RECIPES["looks"], distill=False),
     "no-looks": replace(RECIPES["looks"], settings=replace(_LOOKS, looks="none")),
     "no-tokens": replace(RECIPES["looks"], settings=replace(_LOOKS, feature_weight=0.0)),
+    "mixed": replace(
+        RECIPES["looks"],
+        settings=replace(_LOOKS, looks="all", mixup=1.0, distill_weight=1.0),
+    ),
     "no-labels": replace(RECIPES["looks"], settings=replace(_LOOKS, distill_weight=1.0)),
 }
 """By name: the recipes, and the best one less each of its ingredients."""
