@@ -16,9 +16,8 @@ from domains import (
     finetune,
     leave_one_out,
     load_domains,
-    training,
 )
-from domains.training import checkpoint
+from domains.training import checkpoint, finetuning
 
 
 def weights(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -449,7 +448,7 @@ def test_what_a_killed_run_left_half_written_does_no_harm(split, quick, tiny_net
 
 def test_defaults_are_used_where_no_settings_are_given(split, tiny_net, tmp_path, monkeypatch):
     short = FinetuneSettings(epochs=1, img_size=16, device="cpu", warmup_epochs=0)
-    monkeypatch.setattr(training, "FinetuneSettings", lambda: short)
+    monkeypatch.setattr(finetuning, "FinetuneSettings", lambda: short)
     assert len(finetune(tiny_net(), split, None, tmp_path, progress=False).history) == 1
 
 
