@@ -23,17 +23,17 @@ COMMANDS = {
     "data": "Make archives into folders of images by domain and class, and check such folders.",
     "demo": "Train, prune, fine-tune and time a small transformer on handwritten digits.",
     "evaluate": "Measure the accuracy of the model in DIR on every domain.",
-    "export": "Write the model in DIR as ONNX or for torch.export.load.",
+    "export": "Write the model in DIR as ONNX or for torch.export.load, for batches of any size.",
     "finetune": "Fine-tune the model in DIR on all domains of --data but --target.",
     "inspect": "Show the groups of coupled weights in MODEL.",
     "metrics": "List the metrics that units can be scored with.",
     "prune": "Prune MODEL and save the smaller one in --out.",
-    "push-to-hub": "Share the model in DIR as OWNER/NAME on the Hugging Face hub.",
-    "report": "Average and draw all results of `run`, `demo` and `sweep` below DIRECTORY.",
-    "run": "Fine-tune MODEL, prune it, fine-tune again; report accuracy and speed.",
-    "sweep": "Do all runs that FILE asks for; what is done is not done again.",
+    "push-to-hub": 'Share the model in DIR as OWNER/NAME, for depgraph.load("hf-hub:OWNER/NAME").',
+    "report": "Average all results of `run`, `demo` and `sweep` below DIRECTORY, and draw them.",
+    "run": "Fine-tune MODEL, prune it, fine-tune again; report accuracy on each domain, and speed.",
+    "sweep": "Do all runs that FILE asks for, each as `run` would; what is done is not done again.",
 }
-"""What each command does, by its name; its module and its function have the same name."""
+"""The first sentence of each command, by its name, which its module and its function have too."""
 
 
 class Program(click.Group):
@@ -74,6 +74,7 @@ class Program(click.Group):
             return super().invoke(ctx)
         except (KeyboardInterrupt, Exception) as error:
             from cli.options.failures import FAILURES, sentence
+            from domains.running.processes import is_main
 
             known = isinstance(error, (KeyboardInterrupt, *FAILURES))
             if not known or isinstance(error, (click.exceptions.Exit, click.Abort)):
@@ -81,7 +82,7 @@ class Program(click.Group):
             if ctx.params.get("debug"):
                 traceback.print_exc()
             # Ctrl-C reaches all processes of a run
-            if verbosity.speaks() or not isinstance(error, KeyboardInterrupt):
+            if is_main() or not isinstance(error, KeyboardInterrupt):
                 click.echo(f"depgraph-prune: {sentence(error)}", err=True)
             # 130: what shells say of Ctrl-C, so that scripts can tell it from a failure
             ctx.exit(130 if isinstance(error, KeyboardInterrupt) else 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 
 import click
 
@@ -11,17 +10,14 @@ LOGGERS = ("depgraph", "pruners", "domains")
 _QUIET = "depgraph-prune.quiet"
 
 
-def speaks() -> bool:
-    """Whether this is the process of a run that reports, as `domains.running.processes` has it."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
 class _Handler(logging.Handler):
     """Writes to what is standard error at that moment: a run of a sweep has a file in its place."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line."""
-        if speaks():
+        from domains.running.processes import is_main  # which imports torch
+
+        if is_main():
             click.echo(self.format(record), err=True)
 
 

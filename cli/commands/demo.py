@@ -63,7 +63,10 @@ def demo(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Train, prune, fine-tune and time a small transformer on handwritten digits in four styles."""
+    """Train, prune, fine-tune and time a small transformer on handwritten digits.
+
+    The digits are drawn in four styles, of which --target is held out.
+    """
     root = domains.write_digits(
         out / f"digits{'-quick' if quick else ''}",
         seed=seed,

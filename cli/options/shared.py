@@ -272,8 +272,8 @@ pruning_options = _combined(
     click.option(
         "--per-head",
         is_flag=True,
-        help="Choose the head dims of each head separately, the same number in every head; needs "
-        "--no-compensate, which compensation beats.",
+        help="Choose the head dims of each head separately, as many in every head. Needs "
+        "--no-compensate; accuracy is better with compensation.",
     ),
 )
 

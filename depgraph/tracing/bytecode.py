@@ -7,10 +7,11 @@ each of them does one thing.
 from __future__ import annotations
 
 import dis
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from itertools import pairwise
+from itertools import groupby, pairwise
 from types import CodeType
 from typing import Any
 
@@ -34,7 +35,7 @@ class Step:
 
 
 _NO_STEPS = frozenset(("CACHE", "PRECALL", "EXTENDED_ARG", "NOP", "NOT_TAKEN", "TO_BOOL"))
-_LOCAL = ("LOAD_FAST", "STORE_FAST", "LOAD_DEREF")
+_OF_NAMES = re.compile("(?:LOAD|STORE)_(?:FAST|DEREF)")
 
 
 @cache
@@ -55,14 +56,10 @@ def _parts(instruction: dis.Instruction) -> Iterator[Step]:
         name = "BINARY_SUBSCR"
     elif name == "LOAD_SMALL_INT":
         name = "LOAD_CONST"
-    places = sorted((name.find(word, at), word) for word in _LOCAL for at in (0, 1))
-    found = list(dict.fromkeys((at, word) for at, word in places if at >= 0))
-    if not found:
-        yield Step(name, argument, offset)
-        return
-    arguments = argument if isinstance(argument, tuple) else (argument,) * len(found)
-    for (_, word), one in zip(found, arguments, strict=True):
-        yield Step(word, one, offset)
+    names = _OF_NAMES.findall(name) or [name]
+    arguments = argument if len(names) > 1 else (argument,)
+    for one, of_one in zip(names, arguments, strict=True):
+        yield Step(one, of_one, offset)
 
 
 _EVERYWHERE = 3
@@ -71,14 +68,20 @@ _EVERYWHERE = 3
 
 @cache
 def numbers_near(code: CodeType) -> frozenset[int]:
-    """Larger integers that are written in some code, and their neighbours."""
-    constants, found = list(code.co_consts), set()
-    for value in constants:
-        if type(value) in (tuple, frozenset):
-            constants.extend(value)
-        elif type(value) is int and abs(value) > _EVERYWHERE:
-            found |= {abs(value) - 1, abs(value), abs(value) + 1}
-    return frozenset(found)
+    """Larger integers that are written in some code, and their neighbours.
+
+    Three and more in a row are an order of dimensions, and so is a tuple that nothing is looked
+    for in.
+    """
+    found: set[int] = set()
+    for is_constant, group in groupby(steps_of(code), lambda step: step.name == "LOAD_CONST"):
+        row = [step.argument for step in group] if is_constant else []
+        found.update(x for x in row if type(x) is int and len(row) < 3)
+    for step, after in pairwise(steps_of(code)):
+        if after.name == "CONTAINS_OP" and isinstance(step.argument, (tuple, frozenset)):
+            found.update(x for x in step.argument if type(x) is int)
+    large = {abs(x) for x in found if abs(x) > _EVERYWHERE}
+    return frozenset(x + step for x in large for step in (-1, 0, 1))
 
 
 _UNASKED = frozenset(

@@ -29,7 +29,7 @@ _lock = threading.RLock()
 
 
 _FARTHEST = 256
-"""Sizes up to this one are searched for another answer."""
+"""Sizes below this one are searched for another answer, and the numbers that code names."""
 
 
 @dataclass

@@ -1,5 +1,5 @@
 """Predicts the latency of a plan from measured times of single ops.
 
 In: the work of a graph at the plan's sizes, and a table of this device. Out: milliseconds.
-Invariant: a size between two that were measured costs no less than the smaller one.
+Invariant: no model runs; the same plan and table give the same prediction.
 """
