@@ -277,3 +277,12 @@ def test_mutated_folders_load_or_are_refused_and_do_nothing_else(tmp_path: Path)
         what = mutate(folder, rng)
         result, seen = outcome(folder)
         assert result in ("loaded", "refused") and not seen, (what, result, seen)
+
+
+@pytest.mark.parametrize("name", ["9" * 5000, "a b " * 2000])
+def test_a_name_without_end_does_not_fill_the_message(folder: Path, name: str) -> None:
+    plan = json.loads((folder / "plan.json").read_text())["plans"][0]
+    rewrite(folder, plans=[{**plan, "kept_units": {name: [0]}}])
+    with pytest.raises(depgraph.DepgraphError, match="keeps units") as found:
+        depgraph.load(folder)
+    assert len(str(found.value)) < 600
